@@ -1,0 +1,282 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"net/http/httptrace"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+)
+
+// Token types as Nomad names them.
+const (
+	TypeClient     = "client"
+	TypeManagement = "management"
+)
+
+// MaxNameLength is the longest token name that Nomad accepts, in bytes.
+const MaxNameLength = 256
+
+// Token is an ACL token as Nomad tells it. Secret is empty where Nomad does
+// not show it.
+type Token struct {
+	Accessor string
+	Secret   string
+	Name     string
+	Type     string
+	Policies []string
+	Global   bool
+	// Expires is Nomad's own end of the token; zero when it has none.
+	Expires time.Time
+}
+
+// String and GoString keep the secret out of anything that prints a Token.
+func (t Token) String() string { return "Nomad ACL token " + t.Accessor }
+
+// GoString is String, for %#v.
+func (t Token) GoString() string { return t.String() }
+
+// NewToken says what token to create.
+type NewToken struct {
+	Name     string
+	Type     string
+	Policies []string
+	Global   bool
+}
+
+// CreateToken creates a token. There is no idempotency key for this: when
+// the error's MayHaveHappened is true, a token of that name may exist, and
+// DeleteTokensNamed is the only handle on it. A token that is not what was
+// asked for is an error of that kind too.
+func (c *Client) CreateToken(ctx context.Context, wanted NewToken) (*Token, error) {
+	var created *api.ACLToken
+	err := c.call(ctx, "create an ACL token", func(ctx context.Context) (err error) {
+		created, _, err = c.nomad.ACLTokens().Create(&api.ACLToken{
+			Name:     wanted.Name,
+			Type:     wanted.Type,
+			Policies: wanted.Policies,
+			Global:   wanted.Global,
+		}, (&api.WriteOptions{}).WithContext(ctx))
+		if err == nil && (created.AccessorID == "" || created.SecretID == "" || created.Name != wanted.Name || created.Type != wanted.Type) {
+			return errors.New("the answer is not the token that was asked for")
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return fromAPI(created), nil
+}
+
+// DeleteToken deletes a token. When the token is already gone the error's
+// problem is Gone, and that is certain: a region answers "nonexistent" for a
+// token of another region, and for a global one that has not been replicated
+// to it yet, so every region of the federation has to say it. A region that
+// cannot be asked makes the whole an error.
+func (c *Client) DeleteToken(ctx context.Context, accessor string) error {
+	err := c.deleteIn(ctx, "", accessor)
+	if !IsGone(err) {
+		return err
+	}
+	regions, listErr := c.regions(ctx)
+	if listErr != nil {
+		return listErr
+	}
+	if len(regions) < 2 {
+		return err
+	}
+	for _, region := range regions {
+		if deleteErr := c.deleteIn(ctx, region, accessor); !IsGone(deleteErr) {
+			return deleteErr
+		}
+	}
+	return err
+}
+
+func (c *Client) deleteIn(ctx context.Context, region, accessor string) error {
+	return c.call(ctx, "delete ACL token "+accessor, func(ctx context.Context) error {
+		_, err := c.nomad.ACLTokens().Delete(accessor, (&api.WriteOptions{Region: region}).WithContext(ctx))
+		return err
+	})
+}
+
+func (c *Client) regions(ctx context.Context) (regions []string, err error) {
+	err = c.call(ctx, "list the regions", func(ctx context.Context) (err error) {
+		regions, err = c.listRegions(ctx)
+		return err
+	})
+	return regions, err
+}
+
+// listRegions asks without api.Regions, which takes no context.
+func (c *Client) listRegions(ctx context.Context) (regions []string, err error) {
+	_, err = c.nomad.Raw().Query("/v1/regions", &regions, (&api.QueryOptions{}).WithContext(ctx))
+	return regions, err
+}
+
+// pageSize is how many tokens are asked for at once when a name is looked up.
+const pageSize = 1000
+
+// DeleteTokensNamed deletes every token of exactly this name and says how many
+// there were. It is for names that only one request can have used.
+func (c *Client) DeleteTokensNamed(ctx context.Context, name string) (deleted int, err error) {
+	query := &api.QueryOptions{Filter: nameFilter(name), PerPage: pageSize}
+	for {
+		var page []*api.ACLTokenListStub
+		var meta *api.QueryMeta
+		err := c.call(ctx, "look up an ACL token by its name", func(ctx context.Context) (err error) {
+			page, meta, err = c.nomad.ACLTokens().List(query.WithContext(ctx))
+			return err
+		})
+		if err != nil {
+			return deleted, err
+		}
+		for _, stub := range page {
+			// Nomad before 1.3 takes no filter and answers with every token.
+			if stub.Name != name {
+				continue
+			}
+			if err := c.DeleteToken(ctx, stub.AccessorID); err != nil && !IsGone(err) {
+				return deleted, err
+			}
+			deleted++
+		}
+		if meta.NextToken == "" {
+			return deleted, nil
+		}
+		query.NextToken = meta.NextToken
+	}
+}
+
+// nameFilter is the expression that finds a name, empty when it takes none.
+// Nomad's filters know no escaping: a text holds whatever is not its own quote.
+func nameFilter(name string) string {
+	if strings.Contains(name, "`") {
+		return ""
+	}
+	return "Name == `" + name + "`"
+}
+
+// Bootstrap bootstraps Nomad's ACLs with a secret of the caller's choice and
+// no other token, and returns the management token that comes of it. Nomad
+// before 1.4 ignores the secret and chooses one: the answer's counts.
+//
+// Nomad carries this out once. When it says that this was done before, and the
+// secret is accepted all the same, then it was this very secret that did it:
+// an earlier answer was lost, and the token is returned as if just made.
+func (c *Client) Bootstrap(ctx context.Context, secret string) (*Token, error) {
+	anonymous, err := c.withToken("")
+	if err != nil {
+		return nil, err
+	}
+	var made *api.ACLToken
+	err = anonymous.call(ctx, "bootstrap the ACL system", func(ctx context.Context) (err error) {
+		made, _, err = anonymous.nomad.ACLTokens().BootstrapOpts(secret, (&api.WriteOptions{}).WithContext(ctx))
+		if err == nil && (made.AccessorID == "" || made.SecretID == "") {
+			return errors.New("the answer holds no token")
+		}
+		return err
+	}, secret)
+	if err == nil {
+		return fromAPI(made), nil
+	}
+	if problem, _ := ProblemOf(err); problem != AlreadyBootstrapped {
+		return nil, err
+	}
+	chosen, chosenErr := c.withToken(secret)
+	if chosenErr != nil {
+		return nil, chosenErr
+	}
+	own, selfErr := chosen.Self(ctx)
+	switch problem, _ := ProblemOf(selfErr); {
+	case selfErr == nil && own.Type == TypeManagement:
+		own.Secret = secret
+		return own, nil
+	case selfErr == nil || problem == TokenRefused:
+		return nil, err
+	default:
+		// Whether the secret is good is not known: not the moment to say that
+		// somebody else did it.
+		return nil, selfErr
+	}
+}
+
+// withToken is a client with the same settings and connections, and another
+// token.
+func (c *Client) withToken(token string) (*Client, error) {
+	settings := c.settings
+	settings.SecretID = token
+	nomad, err := api.NewClient(&settings)
+	if err != nil {
+		return nil, err
+	}
+	return &Client{nomad: nomad, settings: settings, http: c.http, address: c.address, token: token}, nil
+}
+
+// Self asks Nomad what it thinks of our own token, and remembers the answer so
+// that a later refusal can name the token. Nomad answers a request without any
+// known token too (as "anonymous" from 1.10.1 on): that is TokenRefused here.
+func (c *Client) Self(ctx context.Context) (*Token, error) {
+	const doing = "look up the engine's own token"
+	var own *api.ACLToken
+	err := c.call(ctx, doing, func(ctx context.Context) (err error) {
+		own, _, err = c.nomad.ACLTokens().Self((&api.QueryOptions{}).WithContext(ctx))
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	switch own.AccessorID {
+	case "anonymous":
+		return nil, &Error{Problem: TokenRefused, Doing: doing, Address: c.address, Sent: true, Detail: "the token is unknown there", Accessor: c.accessor()}
+	case "acls-disabled":
+		return nil, &Error{Problem: ACLDisabled, Doing: doing, Address: c.address, Sent: true, Detail: "ACL support disabled"}
+	case "":
+		return nil, &Error{Problem: NotNomad, Doing: doing, Address: c.address, Sent: true, Detail: "the answer holds no token"}
+	}
+	token := fromAPI(own)
+	token.Secret = ""
+	c.identity.Store(token)
+	return token, nil
+}
+
+// accessor is that of our own token, empty while Nomad has not told it.
+func (c *Client) accessor() string {
+	if own := c.identity.Load(); own != nil {
+		return own.Accessor
+	}
+	return ""
+}
+
+// call runs one request under the request timeout and explains its error.
+// Secrets other than our own token that the answer may repeat are named.
+func (c *Client) call(ctx context.Context, doing string, request func(context.Context) error, secrets ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	var sent atomic.Bool
+	err := request(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		WroteHeaders: func() { sent.Store(true) },
+	}))
+	if err != nil {
+		return c.explain(doing, err, sent.Load(), secrets...)
+	}
+	return nil
+}
+
+func fromAPI(token *api.ACLToken) *Token {
+	converted := &Token{
+		Accessor: token.AccessorID,
+		Secret:   token.SecretID,
+		Name:     token.Name,
+		Type:     token.Type,
+		Policies: token.Policies,
+		Global:   token.Global,
+	}
+	if token.ExpirationTime != nil {
+		converted.Expires = *token.ExpirationTime
+	}
+	return converted
+}

@@ -1,0 +1,50 @@
+package client
+
+import (
+	"errors"
+	"io"
+	"net/http"
+)
+
+// maxAnswer bounds what is read of one answer. The largest honest one is a
+// page of a token list.
+const maxAnswer = 16 << 20
+
+var errAnswerTooLarge = errors.New("the answer is larger than any answer of Nomad's")
+
+// limitedTransport stops reading an answer that never ends.
+type limitedTransport struct{ next http.RoundTripper }
+
+func (t *limitedTransport) RoundTrip(request *http.Request) (*http.Response, error) {
+	response, err := t.next.RoundTrip(request)
+	if err == nil {
+		response.Body = &limitedBody{body: response.Body, left: maxAnswer}
+	}
+	return response, err
+}
+
+// CloseIdleConnections lets http.Client.CloseIdleConnections reach the pool.
+func (t *limitedTransport) CloseIdleConnections() {
+	if closer, ok := t.next.(interface{ CloseIdleConnections() }); ok {
+		closer.CloseIdleConnections()
+	}
+}
+
+type limitedBody struct {
+	body io.ReadCloser
+	left int64
+}
+
+func (b *limitedBody) Read(p []byte) (int, error) {
+	if b.left <= 0 {
+		return 0, errAnswerTooLarge
+	}
+	if int64(len(p)) > b.left {
+		p = p[:b.left]
+	}
+	n, err := b.body.Read(p)
+	b.left -= int64(n)
+	return n, err
+}
+
+func (b *limitedBody) Close() error { return b.body.Close() }

@@ -1,0 +1,425 @@
+// Package fakenomad is Nomad's ACL API in memory, for the faults that a real
+// Nomad will not make on demand. What it says of Nomad without a fault is
+// checked against a real one by package test/contract.
+package fakenomad
+
+import (
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+)
+
+// Server is a fake Nomad that listens on loopback. Its exported fields are set
+// before the first request.
+type Server struct {
+	*httptest.Server
+
+	// Regions of the federation. The first is authoritative.
+	Regions []string
+	// Local is the region that answers when a request names none.
+	Local string
+	// Replicate says whether global tokens reach the other regions at once, or
+	// never.
+	Replicate bool
+	// ACLDisabled is a Nomad without acl { enabled = true }.
+	ACLDisabled bool
+	// IgnoresSecret is a Nomad before 1.4, which chooses the bootstrap secret.
+	IgnoresSecret bool
+
+	mu           sync.Mutex
+	bootstrapped bool
+	index        uint64
+	resetIndex   uint64
+	tokens       map[string]map[string]*api.ACLToken // by region, by accessor
+	faults       []*fault
+	requests     []string
+}
+
+// New starts a fake that nobody bootstrapped yet; it stops with the test.
+func New(t testing.TB) *Server {
+	return start(t, httptest.NewServer)
+}
+
+// NewTLS starts one that speaks TLS, with the certificate of httptest.
+func NewTLS(t testing.TB) *Server {
+	return start(t, httptest.NewTLSServer)
+}
+
+func start(t testing.TB, listen func(http.Handler) *httptest.Server) *Server {
+	s := &Server{Regions: []string{"global"}, Local: "global", index: 7, tokens: map[string]map[string]*api.ACLToken{}}
+	s.Server = listen(http.HandlerFunc(s.serve))
+	t.Cleanup(func() {
+		s.CloseClientConnections()
+		s.Close()
+	})
+	return s
+}
+
+// NewBootstrapped starts a fake with a management token, and gives its secret.
+func NewBootstrapped(t testing.TB) (s *Server, management string) {
+	s = New(t)
+	return s, s.Bootstrap()
+}
+
+// Bootstrap bootstraps the ACLs and gives the management token's secret.
+func (s *Server) Bootstrap() (management string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.bootstrap("").SecretID
+}
+
+// Tokens are the live tokens of all regions but the bootstrap token.
+func (s *Server) Tokens() []*api.ACLToken {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var all []*api.ACLToken
+	for _, tokens := range s.tokens {
+		for _, token := range tokens {
+			if token.Name != bootstrapName {
+				all = append(all, token)
+			}
+		}
+	}
+	return all
+}
+
+// Forget drops every token, as a new cluster behind the same address does.
+func (s *Server) Forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.tokens = map[string]map[string]*api.ACLToken{}
+}
+
+// Requests are the requests so far, as "PUT /v1/acl/token".
+func (s *Server) Requests() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.requests)
+}
+
+// A Fault answers in place of the fake, or around it: carryOut is what the fake
+// would have done.
+type Fault func(w http.ResponseWriter, r *http.Request, carryOut http.HandlerFunc)
+
+type fault struct {
+	method, path string
+	left         int
+	do           Fault
+}
+
+// On makes the next requests of this method whose path begins with path meet a
+// fault; times is how many of them.
+func (s *Server) On(method, path string, times int, do Fault) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.faults = append(s.faults, &fault{method, path, times, do})
+}
+
+// Answer is a fault that does nothing and says so.
+func Answer(status int, body string) Fault {
+	return func(w http.ResponseWriter, _ *http.Request, _ http.HandlerFunc) {
+		w.WriteHeader(status)
+		fmt.Fprint(w, body)
+	}
+}
+
+// Lose carries the request out and loses the answer: the connection is reset.
+func Lose(w http.ResponseWriter, r *http.Request, carryOut http.HandlerFunc) {
+	carryOut(httptest.NewRecorder(), r)
+	panic(http.ErrAbortHandler)
+}
+
+// Drop resets the connection without carrying the request out.
+func Drop(http.ResponseWriter, *http.Request, http.HandlerFunc) {
+	panic(http.ErrAbortHandler)
+}
+
+// Hold carries the request out when release is closed; began is closed when the
+// request is there.
+func Hold(began chan<- struct{}, release <-chan struct{}) Fault {
+	return func(w http.ResponseWriter, r *http.Request, carryOut http.HandlerFunc) {
+		close(began)
+		<-release
+		carryOut(w, r)
+	}
+}
+
+// Change carries the request out and changes the answer on its way.
+func Change(change func(body string) string) Fault {
+	return func(w http.ResponseWriter, r *http.Request, carryOut http.HandlerFunc) {
+		recorder := httptest.NewRecorder()
+		carryOut(recorder, r)
+		w.WriteHeader(recorder.Code)
+		fmt.Fprint(w, change(recorder.Body.String()))
+	}
+}
+
+func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
+	s.mu.Lock()
+	s.requests = append(s.requests, r.Method+" "+r.URL.Path)
+	var met *fault
+	for _, f := range s.faults {
+		if f.left > 0 && f.method == r.Method && strings.HasPrefix(r.URL.Path, f.path) {
+			f.left--
+			met = f
+			break
+		}
+	}
+	s.mu.Unlock()
+	if met != nil {
+		met.do(w, r, s.carryOut)
+		return
+	}
+	s.carryOut(w, r)
+}
+
+// refusal is an answer other than 200.
+type refusal struct {
+	status int
+	text   string
+}
+
+var (
+	denied    = &refusal{http.StatusForbidden, "Permission denied"}
+	disabled  = &refusal{http.StatusBadRequest, "ACL support disabled"}
+	notFound  = &refusal{http.StatusNotFound, ""}
+	noRegion  = &refusal{http.StatusInternalServerError, "No path to region"}
+	anonymous = &api.ACLToken{AccessorID: "anonymous", Name: "Anonymous Token", Type: "client", Policies: []string{"anonymous"}}
+	noACLs    = &api.ACLToken{AccessorID: "acls-disabled", Name: "ACLs disabled token", Type: "client"}
+)
+
+const bootstrapName = "Bootstrap Token"
+
+func (s *Server) carryOut(w http.ResponseWriter, r *http.Request) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	answer, no := s.dispatch(w, r)
+	if no != nil {
+		w.WriteHeader(no.status)
+		fmt.Fprint(w, no.text)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("X-Nomad-Index", fmt.Sprint(s.index))
+	if answer != nil {
+		_ = json.NewEncoder(w).Encode(answer)
+	}
+}
+
+func (s *Server) dispatch(w http.ResponseWriter, r *http.Request) (any, *refusal) {
+	region := r.URL.Query().Get("region")
+	if region == "" {
+		region = s.Local
+	}
+	if !slices.Contains(s.Regions, region) {
+		return nil, noRegion
+	}
+	accessor, isToken := strings.CutPrefix(r.URL.Path, "/v1/acl/token/")
+	switch {
+	case r.URL.Path == "/v1/regions":
+		return s.Regions, nil
+	case r.URL.Path == "/v1/acl/token/self" && r.Method == http.MethodGet:
+		return s.self(r, region)
+	case !strings.HasPrefix(r.URL.Path, "/v1/acl/"):
+		return nil, notFound
+	case s.ACLDisabled:
+		return nil, disabled
+	case r.URL.Path == "/v1/acl/bootstrap":
+		return s.serveBootstrap(r)
+	case r.URL.Path == "/v1/acl/token":
+		return s.create(r, region)
+	case r.URL.Path == "/v1/acl/tokens":
+		return s.list(w, r, region)
+	case isToken && r.Method == http.MethodDelete:
+		return s.delete(r, region, accessor)
+	default:
+		return nil, notFound
+	}
+}
+
+func (s *Server) serveBootstrap(r *http.Request) (any, *refusal) {
+	var request api.BootstrapRequest
+	_ = json.NewDecoder(r.Body).Decode(&request)
+	if s.bootstrapped {
+		return nil, &refusal{http.StatusBadRequest, fmt.Sprintf("ACL bootstrap already done (reset index: %d)", s.resetIndex)}
+	}
+	if request.BootstrapSecret != "" && !s.IgnoresSecret && !isUUID.MatchString(request.BootstrapSecret) {
+		return nil, &refusal{http.StatusBadRequest, "invalid acl token"}
+	}
+	if s.IgnoresSecret {
+		request.BootstrapSecret = ""
+	}
+	return s.bootstrap(request.BootstrapSecret), nil
+}
+
+func (s *Server) bootstrap(secret string) *api.ACLToken {
+	if secret == "" {
+		secret = newUUID()
+	}
+	token := &api.ACLToken{Name: bootstrapName, Type: "management", Global: true, SecretID: secret}
+	s.store(s.Regions[0], token)
+	s.bootstrapped, s.resetIndex = true, s.index
+	return token
+}
+
+// store gives a token its IDs, and puts it into the regions it belongs to.
+func (s *Server) store(region string, token *api.ACLToken) {
+	s.index++
+	token.AccessorID = newUUID()
+	if token.SecretID == "" {
+		token.SecretID = newUUID()
+	}
+	token.CreateTime = time.Now()
+	token.CreateIndex, token.ModifyIndex = s.index, s.index
+	regions := []string{region}
+	if token.Global {
+		regions = s.Regions[:1]
+		if s.Replicate || token.Name == bootstrapName {
+			regions = s.Regions
+		}
+	}
+	for _, name := range regions {
+		if s.tokens[name] == nil {
+			s.tokens[name] = map[string]*api.ACLToken{}
+		}
+		s.tokens[name][token.AccessorID] = token
+	}
+}
+
+func (s *Server) caller(r *http.Request, region string) *api.ACLToken {
+	for _, token := range s.tokens[region] {
+		if token.SecretID == r.Header.Get("X-Nomad-Token") {
+			return token
+		}
+	}
+	return nil
+}
+
+func (s *Server) isManagement(r *http.Request, region string) bool {
+	caller := s.caller(r, region)
+	return caller != nil && caller.Type == "management"
+}
+
+func (s *Server) self(r *http.Request, region string) (any, *refusal) {
+	switch {
+	case s.ACLDisabled:
+		return noACLs, nil
+	case r.Header.Get("X-Nomad-Token") == "":
+		return anonymous, nil
+	}
+	if caller := s.caller(r, region); caller != nil {
+		return caller, nil
+	}
+	return nil, denied
+}
+
+func (s *Server) create(r *http.Request, region string) (any, *refusal) {
+	if !s.isManagement(r, region) {
+		return nil, denied
+	}
+	token := new(api.ACLToken)
+	if err := json.NewDecoder(r.Body).Decode(token); err != nil {
+		return nil, &refusal{http.StatusBadRequest, err.Error()}
+	}
+	if complaint := validate(token); complaint != "" {
+		return nil, &refusal{http.StatusBadRequest, "token 0 invalid: 1 error occurred:\n\t* " + complaint + "\n\n"}
+	}
+	s.store(region, token)
+	return token, nil
+}
+
+func validate(token *api.ACLToken) string {
+	switch {
+	case len(token.Name) > 256:
+		return "token name too long"
+	case token.Type == "client" && len(token.Policies) == 0:
+		return "client token missing policies or roles"
+	case token.Type == "management" && len(token.Policies) > 0:
+		return "management token cannot be associated with policies or roles"
+	case token.Type != "client" && token.Type != "management":
+		return "token type must be client or management"
+	}
+	return ""
+}
+
+func (s *Server) delete(r *http.Request, region, accessor string) (any, *refusal) {
+	if !s.isManagement(r, region) {
+		return nil, denied
+	}
+	if !isUUID.MatchString(accessor) {
+		return nil, &refusal{http.StatusBadRequest, "token lookup failed: acl token lookup failed: index error: UUID must be 36 characters"}
+	}
+	if s.tokens[region][accessor] == nil {
+		return nil, &refusal{http.StatusBadRequest, "Cannot delete nonexistent tokens: " + accessor}
+	}
+	for _, tokens := range s.tokens {
+		delete(tokens, accessor)
+	}
+	s.index++
+	return nil, nil
+}
+
+var nameFilter = regexp.MustCompile("^Name == (?:`([^`]*)`|\"([^\"]*)\")$")
+
+func (s *Server) list(w http.ResponseWriter, r *http.Request, region string) (any, *refusal) {
+	if !s.isManagement(r, region) {
+		return nil, denied
+	}
+	query := r.URL.Query()
+	matches := func(string) bool { return true }
+	if filter := query.Get("filter"); filter != "" {
+		parsed := nameFilter.FindStringSubmatch(filter)
+		if parsed == nil {
+			return nil, &refusal{http.StatusBadRequest, "failed to create result paginator: failed to read filter expression"}
+		}
+		matches = func(name string) bool { return name == parsed[1]+parsed[2] }
+	}
+	found := []*api.ACLToken{}
+	for _, token := range s.tokens[region] {
+		if matches(token.Name) {
+			found = append(found, token)
+		}
+	}
+	slices.SortFunc(found, func(a, b *api.ACLToken) int { return int(a.CreateIndex) - int(b.CreateIndex) })
+	return s.page(w, found, query.Get("per_page"), query.Get("next_token")), nil
+}
+
+func (s *Server) page(w http.ResponseWriter, tokens []*api.ACLToken, perPage, next string) []*api.ACLTokenListStub {
+	size := len(tokens)
+	_, _ = fmt.Sscan(perPage, &size)
+	stubs := []*api.ACLTokenListStub{}
+	for _, token := range tokens {
+		key := fmt.Sprintf("%d.%s", token.CreateIndex, token.AccessorID)
+		if next != "" && next != key {
+			continue
+		}
+		next = ""
+		if len(stubs) == size {
+			w.Header().Set("X-Nomad-NextToken", key)
+			break
+		}
+		stubs = append(stubs, &api.ACLTokenListStub{
+			AccessorID: token.AccessorID, Name: token.Name, Type: token.Type, Policies: token.Policies,
+			Global: token.Global, CreateTime: token.CreateTime, CreateIndex: token.CreateIndex, ModifyIndex: token.ModifyIndex,
+		})
+	}
+	return stubs
+}
+
+var isUUID = regexp.MustCompile(`^[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}$`)
+
+func newUUID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:])
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
+}
