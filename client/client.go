@@ -154,6 +154,11 @@ func (c *Client) Address() string { return c.address }
 // HasToken reports whether there is any token to talk to Nomad with.
 func (c *Client) HasToken() bool { return c.token != "" }
 
+// hasCertificate reports whether there is a certificate to show to Nomad.
+func (c *Client) hasCertificate() bool {
+	return c.settings.TLSConfig.ClientCert != "" || len(c.settings.TLSConfig.ClientCertPEM) > 0
+}
+
 // Close drops the idle connections. Requests under way are not disturbed.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 

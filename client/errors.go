@@ -143,6 +143,11 @@ func (c *Client) explain(doing string, err error, sent bool, secrets ...string) 
 		failure.TimedOut = isTimeout(err)
 	}
 	switch failure.Problem {
+	case ClientCertificateMissing:
+		// Go shows no certificate to a server that asks for one of other CAs.
+		if c.hasCertificate() {
+			failure.Problem = ClientCertificateRefused
+		}
 	case AlreadyBootstrapped:
 		failure.ResetIndex = resetIndex(failure.Detail)
 	case TokenRefused:
@@ -186,8 +191,6 @@ func classifyAnswer(status int, body string) (Problem, string) {
 		}
 	}
 	switch status {
-	case http.StatusUnauthorized, http.StatusForbidden:
-		return TokenRefused, body
 	case http.StatusBadRequest:
 		return Invalid, body
 	case http.StatusTooManyRequests:
@@ -196,7 +199,7 @@ func classifyAnswer(status int, body string) (Problem, string) {
 		return Uncertain, body
 	default:
 		// Not the body: a stranger's page may be long, and may say anything.
-		return NotNomad, fmt.Sprintf("%q is no answer of Nomad's API", http.StatusText(status))
+		return NotNomad, fmt.Sprintf("%q in words that are not Nomad's", http.StatusText(status))
 	}
 }
 
