@@ -6,6 +6,7 @@ package client
 import (
 	"context"
 	"crypto/tls"
+	"encoding/base64"
 	"fmt"
 	"net"
 	"net/http"
@@ -57,6 +58,7 @@ type Client struct {
 	http     *http.Client
 	address  string
 	token    string
+	timeout  time.Duration
 
 	// identity is what Nomad last said about our own token; nil until it has.
 	identity atomic.Pointer[Token]
@@ -85,8 +87,9 @@ func New(config Config) (*Client, error) {
 		nomad:    nomad,
 		settings: *settings,
 		http:     httpClient,
-		address:  address.Redacted(),
+		address:  WithoutPassword(settings.Address),
 		token:    settings.SecretID,
+		timeout:  requestTimeout,
 	}, nil
 }
 
@@ -163,13 +166,32 @@ func (c *Client) hasCertificate() bool {
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
 // WithoutPassword is for whatever shows an address (a read, an error, a log),
-// also one that does not parse.
+// also one that does not parse, or that parses as something else because it has
+// no scheme, or a slash in its password.
 func WithoutPassword(raw string) string {
-	if parsed, err := url.Parse(raw); err == nil {
+	parsed, err := url.Parse(raw)
+	if err == nil && !strings.Contains(parsed.Opaque+parsed.Path+parsed.RawQuery+parsed.Fragment, "@") {
+		if _, set := parsed.User.Password(); !set {
+			return raw
+		}
 		return parsed.Redacted()
 	}
 	if at := strings.LastIndexByte(raw, '@'); at >= 0 {
 		return "…" + raw[at:]
 	}
 	return raw
+}
+
+// secrets are what a server could repeat of what every request tells it.
+func (c *Client) secrets() []string {
+	user := c.settings.URL().User
+	if auth := c.settings.HttpAuth; user == nil && auth != nil {
+		user = url.UserPassword(auth.Username, auth.Password)
+	}
+	password, has := user.Password()
+	if !has {
+		return []string{c.token}
+	}
+	basic := base64.StdEncoding.EncodeToString([]byte(user.Username() + ":" + password))
+	return []string{basic, c.token, password}
 }

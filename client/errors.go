@@ -4,14 +4,18 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 	"unicode"
 
 	"github.com/hashicorp/nomad/api"
@@ -139,7 +143,7 @@ func (c *Client) explain(doing string, err error, sent bool, secrets ...string) 
 		failure.Status = answer.StatusCode()
 		failure.Problem, failure.Detail = classifyAnswer(answer.StatusCode(), answer.Body())
 	} else {
-		failure.Problem, failure.Detail = classifyTransport(err, sent)
+		failure.Problem, failure.Detail = classifyTransport(err, sent, c.timeout)
 		failure.TimedOut = isTimeout(err)
 	}
 	switch failure.Problem {
@@ -153,7 +157,7 @@ func (c *Client) explain(doing string, err error, sent bool, secrets ...string) 
 	case TokenRefused:
 		failure.Accessor = c.accessor()
 	}
-	failure.Detail = tidy(failure.Detail, append(secrets, c.token)...)
+	failure.Detail = tidy(failure.Detail, append(c.secrets(), secrets...)...)
 	return failure
 }
 
@@ -171,6 +175,10 @@ var phrases = []struct {
 	{"Permission denied", TokenRefused},
 	{"ACL token not found", TokenRefused},
 	{"ACL token expired", TokenRefused},
+	// What is not a UUID is taken for a signed workload identity.
+	{"failed to parse signed token", TokenRefused},
+	{"missing key ID header", TokenRefused},
+	{"invalid signature", TokenRefused},
 	{"No cluster leader", Unavailable},
 	{"Not ready to serve consistent reads", Unavailable},
 	{"No path to region", Unavailable},
@@ -179,7 +187,8 @@ var phrases = []struct {
 }
 
 // classifyAnswer reads the body only of the statuses that Nomad uses for it,
-// so that a page of some other server is not mistaken for Nomad's word.
+// so that a page of some other server is not mistaken for Nomad's word. What a
+// proxy in between says leaves open what Nomad did.
 func classifyAnswer(status int, body string) (Problem, string) {
 	body = strings.TrimPrefix(body, "rpc error: ")
 	switch status {
@@ -197,20 +206,27 @@ func classifyAnswer(status int, body string) (Problem, string) {
 		return Busy, body
 	case http.StatusInternalServerError, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
 		return Uncertain, body
-	default:
-		// Not the body: a stranger's page may be long, and may say anything.
-		return NotNomad, fmt.Sprintf("%q in words that are not Nomad's", http.StatusText(status))
 	}
+	// Not the body: a stranger's page may be long, and may say anything.
+	detail := fmt.Sprintf("%q in words that are not Nomad's", http.StatusText(status))
+	if status < 300 || status >= 500 || status == http.StatusRequestTimeout {
+		return Uncertain, detail
+	}
+	return NotNomad, detail
 }
 
 // classifyTransport reads the errors of Go's HTTP client.
-func classifyTransport(err error, sent bool) (Problem, string) {
+func classifyTransport(err error, sent bool, timeout time.Duration) (Problem, string) {
 	detail := innermost(err)
-	if problem, isTLS := classifyTLS(err); isTLS {
+	if problem, isTLS := classifyTLS(err, sent); isTLS {
 		return problem, detail
 	}
 	var dial *net.OpError
 	switch {
+	case strings.Contains(detail, "missing accessor ID"):
+		return Invalid, "the token's accessor is empty"
+	case strings.Contains(detail, "invalid header field value"):
+		return TokenRefused, "the token holds characters that no token can have"
 	case errors.Is(err, context.Canceled):
 		return Cancelled, "the caller gave up"
 	case strings.Contains(detail, "unsupported protocol scheme"), strings.Contains(detail, "no Host in request URL"):
@@ -218,20 +234,37 @@ func classifyTransport(err error, sent bool) (Problem, string) {
 	case errors.As(err, &dial) && dial.Op == "dial":
 		return Unreachable, detail
 	case !sent && errors.Is(err, context.DeadlineExceeded):
-		return Unreachable, fmt.Sprintf("no connection within %s", requestTimeout)
+		return Unreachable, fmt.Sprintf("no connection within %s", timeout)
 	case !sent:
 		return Unreachable, detail
 	case isTimeout(err):
-		return Uncertain, fmt.Sprintf("no answer within %s", requestTimeout)
+		return Uncertain, fmt.Sprintf("no answer within %s", timeout)
 	default:
-		return Uncertain, detail
+		return Uncertain, unreadable(err, detail)
+	}
+}
+
+// unreadable says in words what the api package and Go's say of an answer that
+// is not the JSON that it should be.
+func unreadable(err error, detail string) string {
+	var syntax *json.SyntaxError
+	switch {
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return "the connection ended before the whole answer was there (" + detail + ")"
+	case errors.As(err, &syntax):
+		return "the answer is not JSON (" + detail + ")"
+	case strings.Contains(detail, "Got 0 byte response"):
+		return "the answer is empty"
+	default:
+		return detail
 	}
 }
 
 // classifyTLS tells the ways apart in which a TLS handshake fails. In none of
 // them a request reaches Nomad: with TLS 1.3 a client certificate is judged
-// after the request was written, but before it is read.
-func classifyTLS(err error) (Problem, bool) {
+// after the request was written, but before it is read. Whatever else fails in
+// TLS after the request was written is no handshake.
+func classifyTLS(err error, sent bool) (Problem, bool) {
 	var (
 		authority x509.UnknownAuthorityError
 		hostname  x509.HostnameError
@@ -247,10 +280,6 @@ func classifyTLS(err error) (Problem, bool) {
 		return WrongServerName, true
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return CertificateExpired, true
-	case strings.Contains(text, "server gave HTTP response to HTTPS client"):
-		return PlainHTTP, true
-	case errors.As(err, &record):
-		return PlainHTTP, true
 	case strings.Contains(text, "remote error: tls: certificate required"):
 		return ClientCertificateMissing, true
 	case strings.Contains(text, "remote error: tls: bad certificate"),
@@ -259,6 +288,10 @@ func classifyTLS(err error) (Problem, bool) {
 		strings.Contains(text, "remote error: tls: revoked certificate"),
 		strings.Contains(text, "remote error: tls: unsupported certificate"):
 		return ClientCertificateRefused, true
+	case sent:
+		return 0, false
+	case errors.As(err, &record), strings.Contains(text, "server gave HTTP response to HTTPS client"):
+		return PlainHTTP, true
 	case errors.As(err, &verify), strings.Contains(text, "tls: "):
 		return TLSFailed, true
 	default:
@@ -298,15 +331,19 @@ func resetIndex(detail string) uint64 {
 // maxDetail is how much of a foreign text is quoted.
 const maxDetail = 400
 
-// tidy makes one short line of a foreign text and cuts secrets out of it.
+// tidy makes one short line of a foreign text and cuts secrets out of it, the
+// longer ones first: one may be part of another.
 func tidy(text string, secrets ...string) string {
+	slices.SortFunc(secrets, func(a, b string) int { return len(b) - len(a) })
 	for _, secret := range secrets {
 		if secret != "" {
 			text = strings.ReplaceAll(text, secret, "[secret]")
 		}
 	}
+	// Far more than maxDetail, and far less than maxAnswer.
+	text = text[:min(len(text), 100*maxDetail)]
 	text = strings.Join(strings.FieldsFunc(strings.ToValidUTF8(text, "?"), func(r rune) bool {
-		return unicode.IsSpace(r) || unicode.IsControl(r)
+		return unicode.IsSpace(r) || !unicode.IsPrint(r)
 	}), " ")
 	if len(text) > maxDetail {
 		text = strings.ToValidUTF8(text[:maxDetail], "") + "…"

@@ -121,9 +121,29 @@ func (c *Client) listRegions(ctx context.Context) (regions []string, err error) 
 const pageSize = 1000
 
 // DeleteTokensNamed deletes every token of exactly this name and says how many
-// there were. It is for names that only one request can have used.
+// there were. It is for names that only one request can have used. A global
+// token is known to the authoritative region first, so the other regions are
+// asked when the one at hand knows none.
 func (c *Client) DeleteTokensNamed(ctx context.Context, name string) (deleted int, err error) {
-	query := &api.QueryOptions{Filter: nameFilter(name), PerPage: pageSize}
+	deleted, err = c.deleteNamedIn(ctx, "", name)
+	if err != nil || deleted > 0 {
+		return deleted, err
+	}
+	regions, err := c.regions(ctx)
+	if err != nil || len(regions) < 2 {
+		return 0, err
+	}
+	for _, region := range regions {
+		deleted, err = c.deleteNamedIn(ctx, region, name)
+		if err != nil || deleted > 0 {
+			return deleted, err
+		}
+	}
+	return 0, nil
+}
+
+func (c *Client) deleteNamedIn(ctx context.Context, region, name string) (deleted int, err error) {
+	query := &api.QueryOptions{Region: region, Filter: nameFilter(name), PerPage: pageSize}
 	for {
 		var page []*api.ACLTokenListStub
 		var meta *api.QueryMeta
@@ -136,10 +156,10 @@ func (c *Client) DeleteTokensNamed(ctx context.Context, name string) (deleted in
 		}
 		for _, stub := range page {
 			// Nomad before 1.3 takes no filter and answers with every token.
-			if stub.Name != name {
+			if stub == nil || stub.Name != name {
 				continue
 			}
-			if err := c.DeleteToken(ctx, stub.AccessorID); err != nil && !IsGone(err) {
+			if err := c.deleteIn(ctx, region, stub.AccessorID); err != nil && !IsGone(err) {
 				return deleted, err
 			}
 			deleted++
@@ -213,7 +233,7 @@ func (c *Client) withToken(token string) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Client{nomad: nomad, settings: settings, http: c.http, address: c.address, token: token}, nil
+	return &Client{nomad: nomad, settings: settings, http: c.http, address: c.address, token: token, timeout: c.timeout}, nil
 }
 
 // Self asks Nomad what it thinks of our own token, and remembers the answer so
@@ -222,12 +242,16 @@ func (c *Client) withToken(token string) (*Client, error) {
 func (c *Client) Self(ctx context.Context) (*Token, error) {
 	const doing = "look up the engine's own token"
 	var own *api.ACLToken
-	err := c.call(ctx, doing, func(ctx context.Context) (err error) {
-		own, _, err = c.nomad.ACLTokens().Self((&api.QueryOptions{}).WithContext(ctx))
+	err := c.call(ctx, doing, func(ctx context.Context) error {
+		// Not with Self of the api package, which panics when the answer is null.
+		_, err := c.nomad.Raw().Query("/v1/acl/token/self", &own, (&api.QueryOptions{}).WithContext(ctx))
 		return err
 	})
 	if err != nil {
 		return nil, err
+	}
+	if own == nil {
+		own = &api.ACLToken{}
 	}
 	switch own.AccessorID {
 	case "anonymous":
@@ -254,16 +278,20 @@ func (c *Client) accessor() string {
 // call runs one request under the request timeout and explains its error.
 // Secrets other than our own token that the answer may repeat are named.
 func (c *Client) call(ctx context.Context, doing string, request func(context.Context) error, secrets ...string) error {
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	timed, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	var sent atomic.Bool
-	err := request(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+	err := request(httptrace.WithClientTrace(timed, &httptrace.ClientTrace{
 		WroteHeaders: func() { sent.Store(true) },
 	}))
-	if err != nil {
-		return c.explain(doing, err, sent.Load(), secrets...)
+	if err == nil {
+		return nil
 	}
-	return nil
+	if ctx.Err() != nil && errors.Is(err, context.DeadlineExceeded) {
+		// The caller's own deadline, not ours.
+		err = context.Canceled
+	}
+	return c.explain(doing, err, sent.Load(), secrets...)
 }
 
 func fromAPI(token *api.ACLToken) *Token {

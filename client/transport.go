@@ -16,6 +16,11 @@ var errAnswerTooLarge = errors.New("the answer is larger than any answer of Noma
 type limitedTransport struct{ next http.RoundTripper }
 
 func (t *limitedTransport) RoundTrip(request *http.Request) (*http.Response, error) {
+	// The api package asks for compression, and would unpack the answer after
+	// the limit. Left alone, Go's transport does both before it.
+	request = request.WithContext(request.Context())
+	request.Header = request.Header.Clone()
+	request.Header.Del("Accept-Encoding")
 	response, err := t.next.RoundTrip(request)
 	if err == nil {
 		response.Body = &limitedBody{body: response.Body, left: maxAnswer}

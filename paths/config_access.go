@@ -296,7 +296,7 @@ func checkCertificates(field, text string) error {
 			return fmt.Errorf("%s: holds a PEM block of type %q where a CERTIFICATE belongs", field, block.Type)
 		}
 		if _, err := x509.ParseCertificate(block.Bytes); err != nil {
-			return fmt.Errorf("%s: its certificate %d does not parse (%v); give the unchanged text of the file, as in %s=@file.pem", field, count+1, err, field)
+			return fmt.Errorf("%s: its certificate %d does not parse (%w); give the unchanged text of the file, as in %s=@file.pem", field, count+1, err, field)
 		}
 	}
 }
@@ -320,7 +320,7 @@ func checkClientPair(cert, key string) error {
 	if _, err := tls.X509KeyPair([]byte(cert), []byte(key)); err != nil {
 		// Go's words about the pair ("private key does not match public key",
 		// "failed to parse private key") quote nothing of the key.
-		return fmt.Errorf("client_key: is not usable with client_cert (%v); write both together", err)
+		return fmt.Errorf("client_key: is not usable with client_cert (%w); write both together", err)
 	}
 	return nil
 }

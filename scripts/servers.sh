@@ -112,40 +112,54 @@ compile() {
 	go build -modfile "$modfile" -v "${flags[@]}" -o "$work/$name" "$package"
 }
 
-# progress NAME - one line that says how far the build is.
+# progress - one line that says how far the build is.
 progress() {
 	local done
 	if [[ -f $work/packages ]]; then
 		done=$(grep -cxFf "$work/packages" "$work/log" || true)
-		say "      $(title "$1"): $SECONDS s so far, $done of $(wc -l <"$work/packages") packages compiled (those already in Go's cache are not counted)"
+		say "      $SECONDS s so far, $done of at most $(wc -l <"$work/packages") packages compiled"
 	else
 		done=$(grep -c ': downloading ' "$work/log" || true)
-		say "      $(title "$1"): $SECONDS s so far, $done modules downloaded"
+		say "      $SECONDS s so far, $done modules downloaded"
+	fi
+}
+
+# lock FILE WHAT - waits until no other run builds the same. The lock is held by
+# file descriptor 9, so it ends with this process and its build, however they
+# end. Where there is no flock, two runs at once both build, and each puts a
+# whole file in the place of the other's.
+lock() {
+	local file=$1 what=$2 next=15
+	exec 9>"$file"
+	type -P flock >/dev/null || return 0
+	if ! flock -n 9; then
+		SECONDS=0
+		say "$what is being built by another run: waiting for it"
+		until flock -n 9; do
+			sleep 1
+			if ((SECONDS >= next)); then
+				say "      $SECONDS s so far, still waiting"
+				next=$((SECONDS + 15))
+			fi
+		done
 	fi
 }
 
 # build NAME PROGRAM STEP - builds the server unless another run does so first.
 build() {
-	local name=$1 program=$2 step=$3 dir version status=0 next=15
+	local name=$1 program=$2 step=$3 dir what status=0 next=15
 	dir=$(dirname "$program")
-	version=$(cd "$root/test/servers/$name" && go list -m -f '{{.Version}}' "github.com/hashicorp/$name")
-	mkdir -p "$dir"
-
-	# The lock is held by the file descriptor, so it ends with this process
-	# and the build, however they end. Where there is no flock two runs at once
-	# both build, and the later one's result replaces the same file.
-	exec 9>"$dir/lock"
-	if type -P flock >/dev/null && ! flock -n 9; then
-		say "$step $(title "$name") $version is being built by another run: waiting for it"
-		flock 9
-	fi
+	what=$(cd "$root/test/servers/$name" && go list -m -f '{{.Version}}' "github.com/hashicorp/$name")
+	what="$(title "$name") ${what#v}"
+	mkdir -p "$dir" || die "no place to keep the build: set VAULT_PLUGIN_NOMAD_CACHE to a folder that can be written"
+	lock "$dir/lock" "$step $what"
 	if [[ -x $program ]]; then
 		exec 9>&-
 		return
 	fi
 
 	SECONDS=0
-	say "$step Building $(title "$name") ${version#v} from its Go module (once; 4 to 8 minutes on 2 cores)"
+	say "$step Building $what from its Go module (once; 4 to 8 minutes on 2 cores)"
 	rm -rf "$dir"/build.*
 	work=$(mktemp -d "$dir/build.XXXXXX")
 	mkdir "$work/tmp"
@@ -156,7 +170,7 @@ build() {
 	while kill -0 "$builder" 2>/dev/null; do
 		sleep 1
 		if ((SECONDS >= next)); then
-			progress "$name"
+			progress
 			next=$((SECONDS + 15))
 		fi
 	done
@@ -166,13 +180,13 @@ build() {
 		touch "$work/packages"
 		say "The end of the build's output:"
 		grep -vxFf "$work/packages" "$work/log" | grep -v ': downloading ' | tail -n 30 >&2 || true
-		die "could not build $(title "$name") $version after $SECONDS s"
+		die "could not build $what after $SECONDS s"
 	fi
 	mv "$work/$name" "$program"
 	rm -rf "$work"
 	work=
 	exec 9>&-
-	say "$step Built $(title "$name") ${version#v} in $SECONDS s: $program"
+	say "$step Built $what in $SECONDS s: $program"
 }
 
 trap cleanup EXIT

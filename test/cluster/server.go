@@ -1,12 +1,14 @@
 package cluster
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -118,7 +120,32 @@ func (s *Server) Kill() error {
 
 // Pause stops the server's process without ending it (SIGSTOP): connections
 // stay open, and no request is answered.
-func (s *Server) Pause() error { return s.signal(syscall.SIGSTOP) }
+func (s *Server) Pause() error {
+	if err := s.signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	// The signal takes a moment to reach all threads.
+	for s.Running() && !stopped(s.Pid()) {
+		time.Sleep(time.Millisecond)
+	}
+	return nil
+}
+
+// stopped tells whether no thread of a process runs. Where there is no /proc it
+// says yes.
+func stopped(pid int) bool {
+	stats, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	for _, file := range stats {
+		stat, err := os.ReadFile(file)
+		if err != nil {
+			continue // the thread is gone
+		}
+		if !bytes.Contains(stat, []byte(") T ")) { // 123 (name) T 1 …
+			return false
+		}
+	}
+	return true
+}
 
 // Continue undoes Pause.
 func (s *Server) Continue() error { return s.signal(syscall.SIGCONT) }

@@ -193,7 +193,9 @@ var (
 	denied    = &refusal{http.StatusForbidden, "Permission denied"}
 	disabled  = &refusal{http.StatusBadRequest, "ACL support disabled"}
 	notFound  = &refusal{http.StatusNotFound, ""}
+	badMethod = &refusal{http.StatusMethodNotAllowed, "Invalid method"}
 	noRegion  = &refusal{http.StatusInternalServerError, "No path to region"}
+	notUUID   = &refusal{http.StatusInternalServerError, "failed to parse signed token: go-jose/go-jose: compact JWS format must have three parts"}
 	anonymous = &api.ACLToken{AccessorID: "anonymous", Name: "Anonymous Token", Type: "client", Policies: []string{"anonymous"}}
 	noACLs    = &api.ACLToken{AccessorID: "acls-disabled", Name: "ACLs disabled token", Type: "client"}
 )
@@ -217,6 +219,32 @@ func (s *Server) carryOut(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Server) dispatch(w http.ResponseWriter, r *http.Request) (any, *refusal) {
+	get, put := r.Method == http.MethodGet, r.Method == http.MethodPut || r.Method == http.MethodPost
+	accessor, isToken := strings.CutPrefix(r.URL.Path, "/v1/acl/token/")
+	switch {
+	case r.URL.Path == "/v1/regions" && get:
+		return s.Regions, nil
+	case r.URL.Path == "/v1/acl/bootstrap" && put:
+		return s.serveBootstrap(r)
+	case r.URL.Path == "/v1/acl/token/self" && get:
+		return s.inRegion(r, s.self)
+	case r.URL.Path == "/v1/acl/token" && put:
+		return s.create(r)
+	case r.URL.Path == "/v1/acl/tokens" && get:
+		return s.ifEnabled(r, func(r *http.Request, region string) (any, *refusal) { return s.list(w, r, region) })
+	case isToken && accessor != "self" && r.Method == http.MethodDelete:
+		return s.ifEnabled(r, func(r *http.Request, region string) (any, *refusal) { return s.delete(r, region, accessor) })
+	case slices.Contains([]string{"/v1/regions", "/v1/acl/bootstrap", "/v1/acl/token/self", "/v1/acl/token", "/v1/acl/tokens"}, r.URL.Path):
+		return nil, badMethod
+	default:
+		return nil, notFound
+	}
+}
+
+type handler func(r *http.Request, region string) (any, *refusal)
+
+// inRegion is for what only the region that is asked for can answer.
+func (s *Server) inRegion(r *http.Request, handle handler) (any, *refusal) {
 	region := r.URL.Query().Get("region")
 	if region == "" {
 		region = s.Local
@@ -224,32 +252,25 @@ func (s *Server) dispatch(w http.ResponseWriter, r *http.Request) (any, *refusal
 	if !slices.Contains(s.Regions, region) {
 		return nil, noRegion
 	}
-	accessor, isToken := strings.CutPrefix(r.URL.Path, "/v1/acl/token/")
-	switch {
-	case r.URL.Path == "/v1/regions":
-		return s.Regions, nil
-	case r.URL.Path == "/v1/acl/token/self" && r.Method == http.MethodGet:
-		return s.self(r, region)
-	case !strings.HasPrefix(r.URL.Path, "/v1/acl/"):
-		return nil, notFound
-	case s.ACLDisabled:
+	return handle(r, region)
+}
+
+// ifEnabled is inRegion, for what any region refuses without ACLs.
+func (s *Server) ifEnabled(r *http.Request, handle handler) (any, *refusal) {
+	if s.ACLDisabled {
 		return nil, disabled
-	case r.URL.Path == "/v1/acl/bootstrap":
-		return s.serveBootstrap(r)
-	case r.URL.Path == "/v1/acl/token":
-		return s.create(r, region)
-	case r.URL.Path == "/v1/acl/tokens":
-		return s.list(w, r, region)
-	case isToken && r.Method == http.MethodDelete:
-		return s.delete(r, region, accessor)
-	default:
-		return nil, notFound
 	}
+	return s.inRegion(r, handle)
 }
 
 func (s *Server) serveBootstrap(r *http.Request) (any, *refusal) {
 	var request api.BootstrapRequest
-	_ = json.NewDecoder(r.Body).Decode(&request)
+	if err := json.NewDecoder(r.Body).Decode(&request); err != nil && r.ContentLength != 0 {
+		return nil, &refusal{http.StatusBadRequest, "failed to decode request body: " + err.Error()}
+	}
+	if s.ACLDisabled {
+		return nil, disabled
+	}
 	if s.bootstrapped {
 		return nil, &refusal{http.StatusBadRequest, fmt.Sprintf("ACL bootstrap already done (reset index: %d)", s.resetIndex)}
 	}
@@ -298,7 +319,7 @@ func (s *Server) store(region string, token *api.ACLToken) {
 
 func (s *Server) caller(r *http.Request, region string) *api.ACLToken {
 	for _, token := range s.tokens[region] {
-		if token.SecretID == r.Header.Get("X-Nomad-Token") {
+		if strings.EqualFold(token.SecretID, r.Header.Get("X-Nomad-Token")) {
 			return token
 		}
 	}
@@ -320,43 +341,61 @@ func (s *Server) self(r *http.Request, region string) (any, *refusal) {
 	if caller := s.caller(r, region); caller != nil {
 		return caller, nil
 	}
+	if !isUUID.MatchString(r.Header.Get("X-Nomad-Token")) {
+		// It is taken for a workload identity.
+		return nil, notUUID
+	}
 	return nil, denied
 }
 
-func (s *Server) create(r *http.Request, region string) (any, *refusal) {
-	if !s.isManagement(r, region) {
-		return nil, denied
+func (s *Server) create(r *http.Request) (any, *refusal) {
+	if r.ContentLength == 0 {
+		return nil, &refusal{http.StatusBadRequest, "Request body is empty"}
 	}
 	token := new(api.ACLToken)
 	if err := json.NewDecoder(r.Body).Decode(token); err != nil {
 		return nil, &refusal{http.StatusBadRequest, err.Error()}
 	}
-	if complaint := validate(token); complaint != "" {
-		return nil, &refusal{http.StatusBadRequest, "token 0 invalid: 1 error occurred:\n\t* " + complaint + "\n\n"}
-	}
-	s.store(region, token)
-	return token, nil
+	return s.ifEnabled(r, func(r *http.Request, region string) (any, *refusal) {
+		if !s.isManagement(r, region) {
+			return nil, denied
+		}
+		if token.AccessorID != "" {
+			return nil, &refusal{http.StatusBadRequest, "cannot find token " + token.AccessorID}
+		}
+		if complaints := validate(token); len(complaints) == 1 {
+			return nil, &refusal{http.StatusBadRequest, "token 0 invalid: 1 error occurred:\n\t* " + complaints[0] + "\n\n"}
+		} else if len(complaints) > 1 {
+			return nil, &refusal{http.StatusBadRequest, fmt.Sprintf("token 0 invalid: %d errors occurred:\n\t* %s\n\n", len(complaints), strings.Join(complaints, "\n\t* "))}
+		}
+		s.store(region, token)
+		return token, nil
+	})
 }
 
-func validate(token *api.ACLToken) string {
-	switch {
-	case len(token.Name) > 256:
-		return "token name too long"
-	case token.Type == "client" && len(token.Policies) == 0:
-		return "client token missing policies or roles"
-	case token.Type == "management" && len(token.Policies) > 0:
-		return "management token cannot be associated with policies or roles"
-	case token.Type != "client" && token.Type != "management":
-		return "token type must be client or management"
+func validate(token *api.ACLToken) (complaints []string) {
+	if len(token.Name) > 256 {
+		complaints = append(complaints, "token name too long")
 	}
-	return ""
+	switch {
+	case token.Type == "client" && len(token.Policies) == 0:
+		complaints = append(complaints, "client token missing policies or roles")
+	case token.Type == "management" && len(token.Policies) > 0:
+		complaints = append(complaints, "management token cannot be associated with policies or roles")
+	case token.Type != "client" && token.Type != "management":
+		complaints = append(complaints, "token type must be client or management")
+	}
+	return complaints
 }
 
 func (s *Server) delete(r *http.Request, region, accessor string) (any, *refusal) {
 	if !s.isManagement(r, region) {
 		return nil, denied
 	}
-	if !isUUID.MatchString(accessor) {
+	if accessor == "" {
+		return nil, &refusal{http.StatusBadRequest, "Missing Token Accessor"}
+	}
+	if len(accessor) != 36 {
 		return nil, &refusal{http.StatusBadRequest, "token lookup failed: acl token lookup failed: index error: UUID must be 36 characters"}
 	}
 	if s.tokens[region][accessor] == nil {
@@ -380,7 +419,7 @@ func (s *Server) list(w http.ResponseWriter, r *http.Request, region string) (an
 	if filter := query.Get("filter"); filter != "" {
 		parsed := nameFilter.FindStringSubmatch(filter)
 		if parsed == nil {
-			return nil, &refusal{http.StatusBadRequest, "failed to create result paginator: failed to read filter expression"}
+			return nil, &refusal{http.StatusBadRequest, "failed to create result paginator: failed to read filter expression: " + filter}
 		}
 		matches = func(name string) bool { return name == parsed[1]+parsed[2] }
 	}
@@ -391,21 +430,25 @@ func (s *Server) list(w http.ResponseWriter, r *http.Request, region string) (an
 		}
 	}
 	slices.SortFunc(found, func(a, b *api.ACLToken) int { return int(a.CreateIndex) - int(b.CreateIndex) })
-	return s.page(w, found, query.Get("per_page"), query.Get("next_token")), nil
+	size, first := len(found), uint64(0)
+	if perPage := query.Get("per_page"); perPage != "" {
+		if _, err := fmt.Sscan(perPage, &size); err != nil {
+			return nil, &refusal{http.StatusBadRequest, "Expect a number for `per_page` query string parameter"}
+		}
+	}
+	_, _ = fmt.Sscanf(query.Get("next_token"), "%d.", &first)
+	return page(w, found, size, first), nil
 }
 
-func (s *Server) page(w http.ResponseWriter, tokens []*api.ACLToken, perPage, next string) []*api.ACLTokenListStub {
-	size := len(tokens)
-	_, _ = fmt.Sscan(perPage, &size)
+// page begins with the first token of that index or after it.
+func page(w http.ResponseWriter, tokens []*api.ACLToken, size int, first uint64) []*api.ACLTokenListStub {
 	stubs := []*api.ACLTokenListStub{}
 	for _, token := range tokens {
-		key := fmt.Sprintf("%d.%s", token.CreateIndex, token.AccessorID)
-		if next != "" && next != key {
+		if token.CreateIndex < first {
 			continue
 		}
-		next = ""
 		if len(stubs) == size {
-			w.Header().Set("X-Nomad-NextToken", key)
+			w.Header().Set("X-Nomad-NextToken", fmt.Sprintf("%d.%s", token.CreateIndex, token.AccessorID))
 			break
 		}
 		stubs = append(stubs, &api.ACLTokenListStub{
@@ -416,7 +459,7 @@ func (s *Server) page(w http.ResponseWriter, tokens []*api.ACLToken, perPage, ne
 	return stubs
 }
 
-var isUUID = regexp.MustCompile(`^[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}$`)
+var isUUID = regexp.MustCompile(`(?i)^[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}$`)
 
 func newUUID() string {
 	var b [16]byte

@@ -45,14 +45,13 @@ func TestCommandFindsBothServers(t *testing.T) {
 	for _, flags := range [][]string{nil, {"-mtls"}} {
 		cmd := program(t, append(flags, "sh", "-c", `
 			set -e
-			vault status >/dev/null
-			vault token lookup -format=json | grep -o '"root"'
+			echo "$(vault read -field=policies auth/token/lookup-self)"
 			nomad acl token self | grep -o 'Bootstrap Token'
 			test -x "$VAULT_BIN" && test -x "$NOMAD_BIN" && test -d "$PLUGIN_DIR" && test -z "$VAULT_NAMESPACE"
 			cat`)...)
 		cmd.Stdin = strings.NewReader("from stdin\n")
 		out, err := cmd.Output()
-		if want := "\"root\"\n\"root\"\nBootstrap Token\nfrom stdin\n"; err != nil || string(out) != want && string(out) != want[7:] {
+		if err != nil || string(out) != "[root]\nBootstrap Token\nfrom stdin\n" {
 			t.Errorf("%v: %v, output %q", flags, err, out)
 		}
 	}
