@@ -77,7 +77,7 @@ func New(config Config) (*Client, error) {
 	if err := api.ConfigureTLS(httpClient, settings.TLSConfig); err != nil {
 		return nil, fmt.Errorf("the TLS settings for Nomad are not usable: %w", err)
 	}
-	httpClient.Transport = &limitedTransport{next: transport}
+	httpClient.Transport = &limitedTransport{next: transport, most: maxAnswer}
 	settings.HttpClient = httpClient
 	nomad, err := api.NewClient(settings)
 	if err != nil {

@@ -304,14 +304,15 @@ func isTimeout(err error) bool {
 	return errors.As(err, &timeout) && timeout.Timeout()
 }
 
-// innermost drops the method and URL that net/http puts before an error: the
-// address is told once, without its password.
+// innermost drops what net/http puts before an error: the method and the URL,
+// as the address is told once and without its password, and the name of a
+// function of its own.
 func innermost(err error) string {
 	var wrapped *url.Error
 	if errors.As(err, &wrapped) {
-		return wrapped.Err.Error()
+		err = wrapped.Err
 	}
-	return err.Error()
+	return strings.TrimPrefix(err.Error(), "readLoopPeekFailLocked: ")
 }
 
 var resetIndexPattern = regexp.MustCompile(`reset index:? (\d+)`)
@@ -334,8 +335,8 @@ const maxDetail = 400
 // tidy makes one short line of a foreign text and cuts secrets out of it, the
 // longer ones first: one may be part of another.
 func tidy(text string, secrets ...string) string {
-	slices.SortFunc(secrets, func(a, b string) int { return len(b) - len(a) })
-	for _, secret := range secrets {
+	longestFirst := slices.SortedFunc(slices.Values(secrets), func(a, b string) int { return len(b) - len(a) })
+	for _, secret := range longestFirst {
 		if secret != "" {
 			text = strings.ReplaceAll(text, secret, "[secret]")
 		}

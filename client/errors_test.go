@@ -172,6 +172,23 @@ func TestA200ThatIsNotTheTokenMayHaveHappened(t *testing.T) {
 	}
 }
 
+func TestA200ThatDoesNotConfirmADeletionIsAnError(t *testing.T) {
+	for name, body := range map[string]string{"a page": "<html><body>Welcome</body></html>", "empty": "", "null": "null"} {
+		t.Run(name, func(t *testing.T) {
+			c := to(t, answering(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, body) }), managementSecret)
+			err := c.DeleteToken(t.Context(), anAccessor)
+			failure{problem: Uncertain, sent: true, maybe: true, says: "does not confirm it"}.check(t, c, err)
+		})
+	}
+}
+
+func TestListWithHolesIsRead(t *testing.T) {
+	c := to(t, answering(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "[null]") }), managementSecret)
+	if deleted, err := c.DeleteTokensNamed(t.Context(), "x"); deleted != 0 || err != nil {
+		t.Errorf("%d, %v", deleted, err)
+	}
+}
+
 func TestA200ThatIsNotNomadsIsNoTokenOfOurs(t *testing.T) {
 	for _, body := range []string{"null", "{}"} {
 		c := to(t, answering(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, body) }), managementSecret)
@@ -289,8 +306,8 @@ func TestTimeoutBeforeConnectingDidNothing(t *testing.T) {
 	_, err := c.CreateToken(t.Context(), aToken)
 	failure{problem: Unreachable, timedOut: true, says: "no connection within 50ms"}.check(t, c, err)
 
-	dialer := &net.Dialer{Timeout: time.Nanosecond}
-	transport(c).DialContext = dialer.DialContext
+	c = connect(t, Config{Address: "http://127.0.0.1:9", Token: managementSecret})
+	transport(c).DialContext = (&net.Dialer{Timeout: time.Nanosecond}).DialContext
 	_, err = c.CreateToken(t.Context(), aToken)
 	failure{problem: Unreachable, timedOut: true, says: "i/o timeout"}.check(t, c, err)
 }
@@ -384,47 +401,42 @@ func TestWhatCannotBeSentIsNotNomadsFault(t *testing.T) {
 	}
 }
 
-// endless writes until the other side has enough.
-func endless(w io.Writer, head string) {
-	io.WriteString(w, head)
-	for chunk := strings.Repeat("a ", 64<<10); ; {
-		if _, err := io.WriteString(w, chunk); err != nil {
-			return
+func TestEndlessAnswerIsNotReadToTheEnd(t *testing.T) {
+	const most = 1 << 20
+	endless := func(w io.Writer) {
+		for chunk := strings.Repeat("a ", 4<<10); ; {
+			if _, err := io.WriteString(w, chunk); err != nil {
+				return
+			}
 		}
 	}
-}
-
-func TestEndlessAnswerIsNotReadToTheEnd(t *testing.T) {
+	packed := func(w http.ResponseWriter, status int) {
+		w.Header().Set("Content-Encoding", "gzip")
+		w.WriteHeader(status)
+		packer := gzip.NewWriter(w)
+		fmt.Fprintf(packer, `{"Name":"%s"}`, strings.Repeat("a", 2*most))
+		packer.Close()
+	}
 	uncertain := failure{problem: Uncertain, sent: true, maybe: true}
 	tooLarge := failure{problem: Uncertain, sent: true, maybe: true, says: errAnswerTooLarge.Error()}
 	for name, test := range map[string]struct {
 		answer http.HandlerFunc
 		want   failure
 	}{
-		"endless": {func(w http.ResponseWriter, _ *http.Request) { endless(w, `{"Name":"`) }, tooLarge},
-		"endless when unpacked": {func(w http.ResponseWriter, r *http.Request) {
-			if r.Header.Get("Accept-Encoding") != "gzip" {
-				t.Error("no compression was asked for")
-			}
-			w.Header().Set("Content-Encoding", "gzip")
-			packer := gzip.NewWriter(w)
-			defer packer.Close()
-			endless(packer, `{"Name":"`)
+		"endless": {func(w http.ResponseWriter, _ *http.Request) {
+			io.WriteString(w, `{"Name":"`)
+			endless(w)
 		}, tooLarge},
 		"endless error": {func(w http.ResponseWriter, _ *http.Request) {
 			w.WriteHeader(http.StatusInternalServerError)
-			endless(w, "x")
+			endless(w)
 		}, uncertain},
-		"endless error when unpacked": {func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("Content-Encoding", "gzip")
-			w.WriteHeader(http.StatusInternalServerError)
-			packer := gzip.NewWriter(w)
-			defer packer.Close()
-			endless(packer, "x")
-		}, uncertain},
+		"large when unpacked":       {func(w http.ResponseWriter, _ *http.Request) { packed(w, 200) }, tooLarge},
+		"large error when unpacked": {func(w http.ResponseWriter, _ *http.Request) { packed(w, 500) }, uncertain},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := to(t, answering(t, test.answer), managementSecret)
+			c.http.Transport.(*limitedTransport).most = most
 			_, err := c.CreateToken(t.Context(), aToken)
 			test.want.check(t, c, err)
 			if len(err.Error()) > 2*maxDetail {
@@ -492,7 +504,7 @@ func TestServerThatRepeatsTheRequestGetsNoSecretIntoAnError(t *testing.T) {
 			for _, c := range []*Client{inAddress, inEnvironment} {
 				err := run(t.Context(), c)
 				if err == nil {
-					t.Errorf("%s: no error with HTTP %d", name, status)
+					t.Fatalf("%s: no error with HTTP %d", name, status)
 				}
 				noSecret(t, err, basic)
 				if strings.ContainsAny(err.Error(), "\r\n\t\x00") {

@@ -98,7 +98,11 @@ func (c *Client) DeleteToken(ctx context.Context, accessor string) error {
 
 func (c *Client) deleteIn(ctx context.Context, region, accessor string) error {
 	return c.call(ctx, "delete ACL token "+accessor, func(ctx context.Context) error {
-		_, err := c.nomad.ACLTokens().Delete(accessor, (&api.WriteOptions{Region: region}).WithContext(ctx))
+		meta, err := c.nomad.ACLTokens().Delete(accessor, (&api.WriteOptions{Region: region}).WithContext(ctx))
+		if err == nil && meta.LastIndex == 0 {
+			// Nomad tells where in its log the deletion is; a stranger's page does not.
+			return errors.New("the answer does not confirm it")
+		}
 		return err
 	})
 }

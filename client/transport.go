@@ -13,7 +13,10 @@ const maxAnswer = 16 << 20
 var errAnswerTooLarge = errors.New("the answer is larger than any answer of Nomad's")
 
 // limitedTransport stops reading an answer that never ends.
-type limitedTransport struct{ next http.RoundTripper }
+type limitedTransport struct {
+	next http.RoundTripper
+	most int64 // bytes of one answer
+}
 
 func (t *limitedTransport) RoundTrip(request *http.Request) (*http.Response, error) {
 	// The api package asks for compression, and would unpack the answer after
@@ -23,7 +26,7 @@ func (t *limitedTransport) RoundTrip(request *http.Request) (*http.Response, err
 	request.Header.Del("Accept-Encoding")
 	response, err := t.next.RoundTrip(request)
 	if err == nil {
-		response.Body = &limitedBody{body: response.Body, left: maxAnswer}
+		response.Body = &limitedBody{body: response.Body, left: t.most}
 	}
 	return response, err
 }

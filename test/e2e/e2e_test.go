@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -88,6 +89,7 @@ func TestScripts(t *testing.T) {
 			"capture":    capture,
 			"field":      field,
 			"eventually": eventually,
+			"logged":     logged,
 		},
 	})
 }
@@ -113,6 +115,7 @@ func setUp(env *testscript.Env) error {
 	// A failing command is to fail at once, and only once.
 	env.Setenv("VAULT_MAX_RETRIES", "0")
 	env.Setenv("PLUGIN", pluginName)
+	env.Setenv("PLUGIN_PATH", filepath.Join(built.pluginDir, pluginName))
 	env.Setenv("PLUGIN_SHA256", built.sum)
 	env.Setenv("PLUGIN_VERSION", backend.Version)
 	return nil
@@ -175,6 +178,32 @@ func writeStranger(ts *testscript.TestScript) error {
 		}
 	}
 	return nil
+}
+
+// logged vault|nomad PATTERN waits until the server's log holds a match, or
+// with "!" wants none there now.
+func logged(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 2 {
+		ts.Fatalf("usage: [!] logged vault|nomad PATTERN")
+	}
+	s := stateOf(ts)
+	file := s.nomad.LogFile
+	if args[0] == "vault" {
+		file = s.vault.LogFile
+	}
+	pattern := regexp.MustCompile(args[1])
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		raw, err := os.ReadFile(file)
+		ts.Check(err)
+		switch found := pattern.Match(raw); {
+		case neg && found:
+			ts.Fatalf("the log of %s holds %s", args[0], args[1])
+		case neg || found:
+			return
+		}
+	}
+	raw, _ := os.ReadFile(file)
+	ts.Fatalf("the log of %s does not hold %s; its end:\n%s", args[0], args[1], raw[max(0, len(raw)-3000):])
 }
 
 // server stop|kill|restart|pause|continue nomad|vault
