@@ -82,6 +82,9 @@ func New(ctx context.Context, options Options) (_ *Cluster, err error) {
 	if err := c.linkBinaries(); err != nil {
 		return nil, err
 	}
+	if err := os.Mkdir(c.tempDir(), 0o700); err != nil {
+		return nil, err
+	}
 	if c.PluginDir, err = filepath.Abs(options.PluginDir); err != nil {
 		return nil, err
 	}
@@ -94,6 +97,10 @@ func New(ctx context.Context, options Options) (_ *Cluster, err error) {
 	}
 	return c, nil
 }
+
+// tempDir is the servers' TMPDIR. Plugins make their sockets there, and the path
+// of a socket may have about a hundred bytes: hence the short name.
+func (c *Cluster) tempDir() string { return filepath.Join(c.Dir, "t") }
 
 // linkBinaries fills BinDir.
 func (c *Cluster) linkBinaries() error {
@@ -178,7 +185,7 @@ func (c *Cluster) newServer(kind, program string, env []string, n int) (_ *Serve
 		Dir:      dir,
 		LogFile:  filepath.Join(c.Dir, name+".log"),
 		program:  program,
-		env:      append(cleanEnv(), append(env, c.watchdog.mark())...),
+		env:      append(append(cleanEnv(), "TMPDIR="+c.tempDir(), c.watchdog.mark()), env...),
 		watchdog: c.watchdog,
 	}
 	c.servers = append(c.servers, server)

@@ -146,7 +146,7 @@ func TestVaultKeepsItsDataOverARestart(t *testing.T) {
 	vaultDo(t, v, "POST", "sys/mounts/kv", map[string]any{"type": "kv"}, 204)
 	vaultDo(t, v, "PUT", "kv/a", map[string]any{"b": "c"}, 204)
 	if environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", v.Pid())); err == nil {
-		if bytes.Contains(environ, []byte("VAULT_")) || !bytes.Contains(environ, []byte("FROM_OPTIONS=yes")) {
+		if bytes.Contains(environ, []byte("VAULT_")) || !bytes.Contains(environ, []byte("FROM_OPTIONS=yes")) || !bytes.Contains(environ, []byte("\x00TMPDIR="+c.Dir)) {
 			t.Errorf("environment of Vault: %q", environ)
 		}
 	}

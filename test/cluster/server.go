@@ -243,13 +243,15 @@ func (s *Server) await(ctx context.Context, what string, ready func(context.Cont
 		}
 		select {
 		case <-ctx.Done():
-			err = fmt.Errorf("%w; last seen: %w", context.Cause(ctx), err)
 		case <-time.After(pollInterval):
 		}
-		tail := s.LogTail()
-		if strings.Contains(tail, "address already in use") {
+		ended, tail := ctx.Err() != nil, s.LogTail()
+		switch {
+		case strings.Contains(tail, "address already in use"):
 			err = fmt.Errorf("%w: %w", errPortTaken, err)
-		} else if ctx.Err() == nil {
+		case ended:
+			err = fmt.Errorf("%w; last seen: %w", context.Cause(ctx), err)
+		default:
 			continue
 		}
 		return fmt.Errorf("%s is not %s: %w\nThe end of its log %s:\n%s", s.Name, what, err, s.LogFile, tail)
