@@ -23,6 +23,7 @@ type engine struct {
 	*framework.Backend
 	connections
 	background
+	sweeper
 	paths *paths.Engine
 	mount string
 }
@@ -47,6 +48,7 @@ func newEngine(mount string) *engine {
 	e := &engine{mount: mount}
 	e.connections.engine = e
 	e.background.start()
+	e.sweeper.start(time.Now())
 	e.paths = paths.New(e)
 	e.Backend = &framework.Backend{
 		Help:           help,
@@ -56,8 +58,13 @@ func newEngine(mount string) *engine {
 		Secrets:        e.paths.Secrets(),
 		PathsSpecial:   &logical.Paths{SealWrapStorage: e.paths.SealWrapped()},
 		InitializeFunc: e.initialize,
-		Invalidate:     func(_ context.Context, key string) { e.paths.Invalidate(key) },
-		Clean:          e.clean,
+
+		PeriodicFunc:      e.periodic,
+		WALRollback:       e.paths.Rollback,
+		WALRollbackMinAge: age(rollbackAge),
+
+		Invalidate: func(_ context.Context, key string) { e.paths.Invalidate(key) },
+		Clean:      e.clean,
 	}
 	return e
 }

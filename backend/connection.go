@@ -57,7 +57,8 @@ func (c *connections) close() {
 }
 
 // identify learns the accessor of the engine's own token while Nomad accepts
-// it: once Nomad does not, nobody can tell which token it was.
+// it: once Nomad does not, nobody can tell which token it was. It also learns
+// the agent's region, and how far away Nomad lets a token's expiry be.
 func (e *engine) identify(ctx context.Context, nomad *client.Client) {
 	own, err := nomad.Self(ctx)
 	switch {
@@ -67,5 +68,8 @@ func (e *engine) identify(ctx context.Context, nomad *client.Client) {
 		e.Logger().Warn("the engine's own token is not a management token, so it cannot make tokens", "accessor", own.Accessor, "type", own.Type)
 	default:
 		e.Logger().Debug("connected to Nomad", "address", nomad.Address(), "accessor", own.Accessor)
+		if err := nomad.LearnAgent(ctx); err != nil {
+			e.Logger().Debug("Nomad does not show its configuration; it is done without", "reason", err)
+		}
 	}
 }

@@ -60,6 +60,9 @@ type Client struct {
 	token    string
 	timeout  time.Duration
 
+	limits limits
+	known  atomic.Pointer[regions]
+
 	// identity is what Nomad last said about our own token; nil until it has.
 	identity atomic.Pointer[Token]
 }
@@ -136,6 +139,9 @@ func newTransport(address *url.URL) *http.Transport {
 		MaxIdleConns:        maxConnections,
 		MaxIdleConnsPerHost: maxConnections,
 		IdleConnTimeout:     idleTimeout,
+		// Nomad makes a new compressor for every answer that may be compressed,
+		// which costs it more than all else of a token.
+		DisableCompression:  true,
 		TLSHandshakeTimeout: dialTimeout,
 		TLSClientConfig: &tls.Config{
 			MinVersion:         tls.VersionTLS12,

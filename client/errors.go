@@ -47,6 +47,9 @@ const (
 	AlreadyBootstrapped
 	// Invalid: Nomad refused what it was asked to do as malformed.
 	Invalid
+	// ExpiryRefused: Nomad allows no expiry that far away, or that near; which it
+	// does allow is known afterwards (ExpiryFor). Nothing happened.
+	ExpiryRefused
 	// Gone: no region knows the token that was to be deleted.
 	Gone
 	// NotNomad: something answers at the address that is not Nomad's HTTP API.
@@ -151,6 +154,10 @@ func (c *Client) explain(doing string, err error, sent bool, secrets ...string) 
 		// Go shows no certificate to a server that asks for one of other CAs.
 		if c.hasCertificate() {
 			failure.Problem = ClientCertificateRefused
+		}
+	case Invalid:
+		if c.limits.learnFrom(answer.Body()) {
+			failure.Problem = ExpiryRefused
 		}
 	case AlreadyBootstrapped:
 		failure.ResetIndex = resetIndex(failure.Detail)

@@ -72,7 +72,7 @@ var operations = map[string]func(context.Context, *Client) error{
 		return err
 	},
 	"DeleteToken": func(ctx context.Context, c *Client) error {
-		return c.DeleteToken(ctx, "01b5e3e5-823a-ab83-40cc-cf894b61e1bf")
+		return c.DeleteToken(ctx, "01b5e3e5-823a-ab83-40cc-cf894b61e1bf", "")
 	},
 	"DeleteTokensNamed": func(ctx context.Context, c *Client) error {
 		_, err := c.DeleteTokensNamed(ctx, aToken.Name)

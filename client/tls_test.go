@@ -121,13 +121,16 @@ func TestEveryTLSFailureIsUnderstood(t *testing.T) {
 			}
 			test.config.Address = withPassword(scheme + "://" + test.server.Listener.Addr().String())
 			test.config.Token = management
-			for range 5 {
-				c := connect(t, test.config)
-				_, err := c.CreateToken(t.Context(), aToken)
-				test.want.check(t, c, err)
+			c := connect(t, test.config)
+			_, err := c.CreateToken(t.Context(), aToken)
+			// Go's transport loses the server's word once in a thousand times, when
+			// it comes while the request is written.
+			if problem, _ := ProblemOf(err); problem == Uncertain && test.want.anySent {
 				noSecret(t, err, management)
-				c.Close()
+				_, err = c.CreateToken(t.Context(), aToken)
 			}
+			test.want.check(t, c, err)
+			noSecret(t, err, management)
 			if requests := fake.Requests(); len(requests) != 0 {
 				t.Errorf("Nomad was asked %q", requests)
 			}
@@ -169,7 +172,11 @@ func talk(t *testing.T, listen func() (net.Listener, error), do func(net.Conn)) 
 func onLoopback() (net.Listener, error) { return net.Listen("tcp", "127.0.0.1:0") }
 
 func TestServerThatIsNoHTTPServer(t *testing.T) {
-	ssh := talk(t, onLoopback, func(c net.Conn) { fmt.Fprint(c, "SSH-2.0-OpenSSH_9.2\r\n"); io.Copy(io.Discard, c) })
+	ssh := talk(t, onLoopback, func(c net.Conn) {
+		c.Read(make([]byte, 1))
+		fmt.Fprint(c, "SSH-2.0-OpenSSH_9.2\r\n")
+		io.Copy(io.Discard, c)
+	})
 	mute := talk(t, onLoopback, func(c net.Conn) { io.Copy(io.Discard, c) })
 	for name, test := range map[string]struct {
 		address string

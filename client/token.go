@@ -29,6 +29,12 @@ type Token struct {
 	Type     string
 	Policies []string
 	Global   bool
+	// Region has the last word on whether the token lives: the authoritative
+	// one for a global token, else the one where it was made. Empty when that
+	// is not known.
+	Region string
+	// Created is Nomad's time of making it.
+	Created time.Time
 	// Expires is Nomad's own end of the token; zero when it has none.
 	Expires time.Time
 }
@@ -45,12 +51,16 @@ type NewToken struct {
 	Type     string
 	Policies []string
 	Global   bool
+	// Expiry is after how long Nomad itself ends the token; 0 is never. Nomad
+	// takes only what its limits allow: see ExpiryFor.
+	Expiry time.Duration
 }
 
 // CreateToken creates a token. There is no idempotency key for this: when
 // the error's MayHaveHappened is true, a token of that name may exist, and
 // DeleteTokensNamed is the only handle on it. A token that is not what was
-// asked for is an error of that kind too.
+// asked for is an error of that kind too. Whether the token has the expiry that
+// was asked for, only the returned token tells: Nomad before 1.4 ignores it.
 func (c *Client) CreateToken(ctx context.Context, wanted NewToken) (*Token, error) {
 	var created *api.ACLToken
 	err := c.call(ctx, "create an ACL token", func(ctx context.Context) (err error) {
@@ -59,6 +69,8 @@ func (c *Client) CreateToken(ctx context.Context, wanted NewToken) (*Token, erro
 			Type:     wanted.Type,
 			Policies: wanted.Policies,
 			Global:   wanted.Global,
+
+			ExpirationTTL: wanted.Expiry,
 		}, (&api.WriteOptions{}).WithContext(ctx))
 		if err == nil && (created.AccessorID == "" || created.SecretID == "" || created.Name != wanted.Name || created.Type != wanted.Type) {
 			return errors.New("the answer is not the token that was asked for")
@@ -68,17 +80,23 @@ func (c *Client) CreateToken(ctx context.Context, wanted NewToken) (*Token, erro
 	if err != nil {
 		return nil, err
 	}
-	return fromAPI(created), nil
+	if wanted.Expiry > 0 && created.ExpirationTime == nil {
+		c.limits.learn(func(l *limits) { l.ignored = true })
+	}
+	token := fromAPI(created)
+	token.Region = c.regionOf(wanted.Global)
+	return token, nil
 }
 
 // DeleteToken deletes a token. When the token is already gone the error's
-// problem is Gone, and that is certain: a region answers "nonexistent" for a
-// token of another region, and for a global one that has not been replicated
-// to it yet, so every region of the federation has to say it. A region that
-// cannot be asked makes the whole an error.
-func (c *Client) DeleteToken(ctx context.Context, accessor string) error {
-	err := c.deleteIn(ctx, "", accessor)
-	if !IsGone(err) {
+// problem is Gone, and that is certain. region is Token.Region, whose word is
+// final. Where that is not known, every region of the federation has to say it:
+// a region answers "nonexistent" for a token of another region, and for a global
+// one that has not been replicated to it yet. A region that cannot be asked, or
+// that does not accept our own token, then makes the whole an error.
+func (c *Client) DeleteToken(ctx context.Context, accessor, region string) error {
+	err := c.deleteIn(ctx, region, accessor)
+	if !IsGone(err) || region != "" {
 		return err
 	}
 	regions, listErr := c.regions(ctx)
@@ -121,7 +139,7 @@ func (c *Client) listRegions(ctx context.Context) (regions []string, err error) 
 	return regions, err
 }
 
-// pageSize is how many tokens are asked for at once when a name is looked up.
+// pageSize is how many tokens are asked for at once when tokens are looked up.
 const pageSize = 1000
 
 // DeleteTokensNamed deletes every token of exactly this name and says how many
@@ -129,6 +147,9 @@ const pageSize = 1000
 // token is known to the authoritative region first, so the other regions are
 // asked when the one at hand knows none.
 func (c *Client) DeleteTokensNamed(ctx context.Context, name string) (deleted int, err error) {
+	if name == "" {
+		return 0, errors.New("client: tokens without a name are not ours to delete")
+	}
 	deleted, err = c.deleteNamedIn(ctx, "", name)
 	if err != nil || deleted > 0 {
 		return deleted, err
@@ -147,29 +168,61 @@ func (c *Client) DeleteTokensNamed(ctx context.Context, name string) (deleted in
 }
 
 func (c *Client) deleteNamedIn(ctx context.Context, region, name string) (deleted int, err error) {
-	query := &api.QueryOptions{Region: region, Filter: nameFilter(name), PerPage: pageSize}
+	query := &api.QueryOptions{Region: region, Filter: nameFilter(name)}
+	err = c.eachToken(ctx, "look up an ACL token by its name", query, func(stub *api.ACLTokenListStub) error {
+		// Nomad before 1.3 takes no filter and answers with every token.
+		if stub.Name != name {
+			return nil
+		}
+		if err := c.deleteIn(ctx, region, stub.AccessorID); err != nil && !IsGone(err) {
+			return err
+		}
+		deleted++
+		return nil
+	})
+	return deleted, err
+}
+
+// EachTokenWith visits the tokens whose name contains a text, of the region that
+// answers, page by page; the first error of visit ends it. It may be told what a
+// server that is behind knows (stale), and costs Nomad a look at every token.
+func (c *Client) EachTokenWith(ctx context.Context, text string, visit func(Token) error) error {
+	query := &api.QueryOptions{Filter: "Name contains `" + text + "`", AllowStale: true}
+	return c.eachToken(ctx, "list ACL tokens", query, func(stub *api.ACLTokenListStub) error {
+		if !strings.Contains(stub.Name, text) {
+			return nil
+		}
+		token := Token{Accessor: stub.AccessorID, Name: stub.Name, Type: stub.Type, Policies: stub.Policies, Global: stub.Global, Created: stub.CreateTime}
+		if stub.ExpirationTime != nil {
+			token.Expires = *stub.ExpirationTime
+		}
+		return visit(token)
+	})
+}
+
+// eachToken visits what a list query finds, page by page.
+func (c *Client) eachToken(ctx context.Context, doing string, query *api.QueryOptions, visit func(*api.ACLTokenListStub) error) error {
+	query.PerPage = pageSize
 	for {
 		var page []*api.ACLTokenListStub
 		var meta *api.QueryMeta
-		err := c.call(ctx, "look up an ACL token by its name", func(ctx context.Context) (err error) {
+		err := c.call(ctx, doing, func(ctx context.Context) (err error) {
 			page, meta, err = c.nomad.ACLTokens().List(query.WithContext(ctx))
 			return err
 		})
 		if err != nil {
-			return deleted, err
+			return err
 		}
 		for _, stub := range page {
-			// Nomad before 1.3 takes no filter and answers with every token.
-			if stub == nil || stub.Name != name {
+			if stub == nil {
 				continue
 			}
-			if err := c.deleteIn(ctx, region, stub.AccessorID); err != nil && !IsGone(err) {
-				return deleted, err
+			if err := visit(stub); err != nil {
+				return err
 			}
-			deleted++
 		}
 		if meta.NextToken == "" {
-			return deleted, nil
+			return nil
 		}
 		query.NextToken = meta.NextToken
 	}
@@ -306,6 +359,7 @@ func fromAPI(token *api.ACLToken) *Token {
 		Type:     token.Type,
 		Policies: token.Policies,
 		Global:   token.Global,
+		Created:  token.CreateTime,
 	}
 	if token.ExpirationTime != nil {
 		converted.Expires = *token.ExpirationTime

@@ -19,13 +19,15 @@ type limitedTransport struct {
 }
 
 func (t *limitedTransport) RoundTrip(request *http.Request) (*http.Response, error) {
-	// The api package asks for compression, and would unpack the answer after
-	// the limit. Left alone, Go's transport does both before it.
+	// The api package asks for compression on its own: what that costs, see
+	// newTransport, and it would unpack the answer after the limit.
 	request = request.WithContext(request.Context())
 	request.Header = request.Header.Clone()
 	request.Header.Del("Accept-Encoding")
 	response, err := t.next.RoundTrip(request)
 	if err == nil {
+		// Nobody asked for it, so nobody unpacks it past the limit.
+		response.Header.Del("Content-Encoding")
 		response.Body = &limitedBody{body: response.Body, left: t.most}
 	}
 	return response, err
@@ -55,4 +57,9 @@ func (b *limitedBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (b *limitedBody) Close() error { return b.body.Close() }
+// Close reads the end mark of an answer that was read: without it, the
+// connection could not be used again.
+func (b *limitedBody) Close() error {
+	_, _ = io.CopyN(io.Discard, b.body, 512)
+	return b.body.Close()
+}

@@ -2,7 +2,6 @@ package paths
 
 import (
 	"context"
-	"fmt"
 	"net/http"
 	"time"
 
@@ -90,26 +89,13 @@ func (e *Engine) writeLease(ctx context.Context, req *logical.Request, d *framew
 		TTL:    time.Duration(d.Get("ttl").(int)) * time.Second,
 		MaxTTL: time.Duration(d.Get("max_ttl").(int)) * time.Second,
 	}
-	if err := lease.validate(); err != nil {
+	if err := checkTTLs(lease.TTL, lease.MaxTTL); err != nil {
 		return logical.ErrorResponse(err.Error()), nil
 	}
 	if err := e.settings.write(ctx, req.Storage, leaseKey, lease); err != nil {
 		return nil, err
 	}
-	return written(req, d), nil
-}
-
-func (l *Lease) validate() error {
-	switch {
-	case l.TTL < 0:
-		return fmt.Errorf("ttl: %s is negative; give a number of seconds or a duration such as \"1h\", or 0 for the mount's default", l.TTL)
-	case l.MaxTTL < 0:
-		return fmt.Errorf("max_ttl: %s is negative; give a number of seconds or a duration such as \"24h\", or 0 for the mount's maximum", l.MaxTTL)
-	case l.MaxTTL > 0 && l.TTL > l.MaxTTL:
-		return fmt.Errorf("ttl: %s is longer than max_ttl, which is %s; give a ttl of at most that, or a longer max_ttl (a write replaces both)", l.TTL, l.MaxTTL)
-	default:
-		return nil
-	}
+	return written(req, d, e.warnOfExpiry(ctx, req.Storage, "max_ttl", lease.MaxTTL)...), nil
 }
 
 func (e *Engine) deleteLease(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {

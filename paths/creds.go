@@ -18,8 +18,9 @@ const deadlineGrace = 2 * time.Minute
 
 func (e *Engine) pathCreds() *framework.Path {
 	response := answers(http.StatusOK, map[string]*framework.FieldSchema{
-		"secret_id":   {Type: framework.TypeString, Required: true, Description: "The token to work with Nomad: NOMAD_TOKEN, or the header X-Nomad-Token.", DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}},
-		"accessor_id": {Type: framework.TypeString, Required: true, Description: "The token's public name, as in nomad acl token info."},
+		"secret_id":       {Type: framework.TypeString, Required: true, Description: "The token to work with Nomad: NOMAD_TOKEN, or the header X-Nomad-Token.", DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}},
+		"accessor_id":     {Type: framework.TypeString, Required: true, Description: "The token's public name, as in nomad acl token info."},
+		"expiration_time": {Type: framework.TypeTime, Description: "When Nomad itself ends the token, whatever becomes of the lease; null if it does not."},
 	})
 	return &framework.Path{
 		Pattern:      "creds/" + framework.GenericNameRegex("name"),
@@ -29,6 +30,12 @@ func (e *Engine) pathCreds() *framework.Path {
 				Type:         framework.TypeString,
 				Description:  "The role's name.",
 				DisplayAttrs: &framework.DisplayAttributes{Name: "Role"},
+			},
+			"ttl": {
+				Type:         framework.TypeSignedDurationSecond,
+				Description:  "How long the lease is to last before it has to be renewed: a number of seconds, or a duration such as \"10m\". Left out: as the role says. A longer one than the role allows is shortened, with a warning.",
+				Query:        true,
+				DisplayAttrs: &framework.DisplayAttributes{Name: "TTL"},
 			},
 		},
 		Operations: map[logical.Operation]framework.OperationHandler{
@@ -52,12 +59,16 @@ func (e *Engine) pathCreds() *framework.Path {
 		HelpDescription: `
 Makes a Nomad ACL token with the role's policies, and hands it out under a
 lease. The token works as soon as it is there. When the lease ends or is revoked
-the token is deleted. How long the lease lasts is set at config/lease.`,
+the token is deleted. How long the lease lasts is set by the role and at
+config/lease; "ttl" asks for less.
+
+Where Nomad allows an expiry as far away as the lease can last, the token has
+one, and the answer tells it as "expiration_time".`,
 	}
 }
 
-// issue answers a read of creds/<name>: one request to Nomad, and no storage
-// call once the settings are cached.
+// issue answers a read of creds/<name>: one request to Nomad, and where its own
+// expiry guards the token no storage call once the settings are cached.
 func (e *Engine) issue(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
 	name := d.Get("name").(string)
 	role, err := load[Role](ctx, &e.settings, req.Storage, rolePrefix+name)
@@ -67,11 +78,20 @@ func (e *Engine) issue(ctx context.Context, req *logical.Request, d *framework.F
 	if role == nil {
 		return logical.ErrorResponse("role %q not found; vault list %srole shows the roles that there are", name, mountPoint(req)), nil
 	}
-	access, err := load[Access](ctx, &e.settings, req.Storage, accessKey)
+	t, err := e.terms(ctx, req.Storage, role)
 	if err != nil {
 		return nil, err
 	}
-	lease, err := e.lease(ctx, req.Storage)
+	asked, isAsked := given[int](d, "ttl")
+	if asked < 0 {
+		return logical.ErrorResponse("ttl: %d is negative; give a number of seconds or a duration such as \"10m\"", asked), nil
+	}
+	if asked > 0 {
+		t.ttl = time.Duration(asked) * time.Second
+	}
+	t, warnings := t.capped(isAsked)
+
+	access, err := load[Access](ctx, &e.settings, req.Storage, accessKey)
 	if err != nil {
 		return nil, err
 	}
@@ -79,18 +99,20 @@ func (e *Engine) issue(ctx context.Context, req *logical.Request, d *framework.F
 	if err != nil {
 		return e.answer(ctx, req, err)
 	}
-
-	deadline := time.Now().Add(e.longestLife(lease) + deadlineGrace)
-	token, err := e.mint(ctx, nomad, client.NewToken{
+	life := e.longestLife(t)
+	deadline := time.Now().Add(life + deadlineGrace)
+	token, err := e.mint(ctx, req.Storage, nomad, client.NewToken{
 		Name:     tokenName(name, req.DisplayName, e.runtime.MountID(), deadline, access.nameLimit()),
 		Type:     role.Type,
 		Policies: role.Policies,
 		Global:   role.Global,
-	})
+	}, life)
 	if err != nil {
 		return e.answer(ctx, req, err)
 	}
-	return e.leased(token, name, lease, deadline), nil
+	response := e.leased(token, name, t, deadline)
+	response.Warnings = warnings
+	return response, nil
 }
 
 func (a *Access) nameLimit() int {
@@ -98,25 +120,4 @@ func (a *Access) nameLimit() int {
 		return 0
 	}
 	return a.MaxTokenNameLength
-}
-
-// lease is config/lease, or what counts where it is not written.
-func (e *Engine) lease(ctx context.Context, storage logical.Storage) (*Lease, error) {
-	lease, err := load[Lease](ctx, &e.settings, storage, leaseKey)
-	if err != nil {
-		return nil, err
-	}
-	if lease == nil {
-		return &Lease{}, nil
-	}
-	return lease, nil
-}
-
-// longestLife is how long a lease that is issued now can last at the most.
-// Vault bounds it by the mount's maximum too, which may only make it shorter.
-func (e *Engine) longestLife(lease *Lease) time.Duration {
-	if lease.MaxTTL > 0 {
-		return lease.MaxTTL
-	}
-	return e.runtime.MaxLeaseTTL()
 }

@@ -23,8 +23,11 @@ import (
 type Nomad interface {
 	HasToken() bool
 	CreateToken(ctx context.Context, wanted client.NewToken) (*client.Token, error)
-	DeleteToken(ctx context.Context, accessor string) error
+	DeleteToken(ctx context.Context, accessor, region string) error
 	DeleteTokensNamed(ctx context.Context, name string) (deleted int, err error)
+	EachTokenWith(ctx context.Context, text string, visit func(client.Token) error) error
+	ExpiryFor(life time.Duration) (expiry time.Duration, ok bool)
+	LongestExpiry() (longest time.Duration, ok bool)
 	Bootstrap(ctx context.Context, secret string) (*client.Token, error)
 }
 
@@ -57,6 +60,9 @@ type Engine struct {
 	// two partial writes do not undo each other. No read waits for these.
 	writingAccess sync.Mutex
 	writingRoles  sync.Mutex
+
+	// sweeping is held by the one sweep that runs.
+	sweeping sync.Mutex
 }
 
 // New makes the paths of one mount.
@@ -72,6 +78,7 @@ func (e *Engine) Paths() []*framework.Path {
 		e.pathRoleList(),
 		e.pathRole(),
 		e.pathCreds(),
+		e.pathTidy(),
 	}
 }
 

@@ -65,7 +65,7 @@ func mountPoint(req *logical.Request) string {
 
 func status(failure *client.Error) int {
 	switch failure.Problem {
-	case client.Invalid, client.BadAddress, client.AlreadyBootstrapped:
+	case client.Invalid, client.ExpiryRefused, client.BadAddress, client.AlreadyBootstrapped:
 		return http.StatusBadRequest
 	case client.Unavailable, client.Busy:
 		return http.StatusServiceUnavailable
@@ -93,7 +93,7 @@ func advice(failure *client.Error, configPath string) string {
 		return "There are no tokens without ACLs: set acl { enabled = true } in the configuration of Nomad's servers"
 	case client.AlreadyBootstrapped:
 		return fmt.Sprintf("Only the first bootstrap gives a token. Make a management token with the one that it gave (nomad acl token create -type=management) and write it: %stoken=<its secret ID>. If every management token is lost, write %d to the file acl-bootstrap-reset in the data directory of Nomad's leader, and write here again without a token", write, failure.ResetIndex)
-	case client.Invalid:
+	case client.Invalid, client.ExpiryRefused:
 		return "Nomad takes what it was asked to do as malformed; the role, or config/access, asks for something that this Nomad does not know"
 	case client.NotNomad:
 		return "Something else than Nomad's HTTP API answers at this address; set Nomad's with: " + write + "address=…"

@@ -19,12 +19,17 @@ func (noNetwork) HasToken() bool { return true }
 func (noNetwork) CreateToken(context.Context, client.NewToken) (*client.Token, error) {
 	return nil, &client.Error{Problem: client.Unreachable}
 }
-func (noNetwork) DeleteToken(context.Context, string) error {
+func (noNetwork) DeleteToken(context.Context, string, string) error {
 	return &client.Error{Problem: client.Unreachable}
 }
 func (noNetwork) DeleteTokensNamed(context.Context, string) (int, error) {
 	return 0, &client.Error{Problem: client.Unreachable}
 }
+func (noNetwork) EachTokenWith(context.Context, string, func(client.Token) error) error {
+	return &client.Error{Problem: client.Unreachable}
+}
+func (noNetwork) ExpiryFor(life time.Duration) (time.Duration, bool) { return life, true }
+func (noNetwork) LongestExpiry() (time.Duration, bool)               { return 0, false }
 func (noNetwork) Bootstrap(context.Context, string) (*client.Token, error) {
 	return nil, &client.Error{Problem: client.Unreachable}
 }

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-nomad/client"
 )
@@ -19,92 +21,172 @@ const (
 	cleanUpAtMost = 30 * time.Second
 )
 
-// minted is how a mint ended.
-type minted struct {
+// minting is one token on its way: from before Nomad is asked until somebody
+// has it, or until it is certain that it is gone.
+type minting struct {
+	engine  *Engine
+	storage logical.Storage
+	nomad   Nomad
+	wanted  client.NewToken
+	// entry is the ID of a write-ahead entry that stands for the token; empty
+	// when there is none.
+	entry string
+}
+
+// mint makes a token that lives for life at the most, whatever is killed: with
+// an expiry of Nomad's own where Nomad allows one that long, which is known
+// before the token exists; else with a write-ahead entry around its making, and
+// the deadline in its name for the sweep to find. It sees that no token is left
+// that nobody gets.
+func (e *Engine) mint(ctx context.Context, storage logical.Storage, nomad Nomad, wanted client.NewToken, life time.Duration) (*client.Token, error) {
+	m := &minting{engine: e, storage: storage, nomad: nomad, wanted: wanted}
+	// Nomad tells its limits when it refuses an expiry, the upper and the lower
+	// one separately. More often than that it has changed its mind meanwhile.
+	for try := 0; ; try++ {
+		expiry, ok := nomad.ExpiryFor(life)
+		if !ok || try > 2 {
+			return m.withEntry(ctx)
+		}
+		m.wanted.Expiry = expiry
+		token, err := m.ask(ctx)
+		if problem, _ := client.ProblemOf(err); problem != client.ExpiryRefused {
+			return token, err
+		}
+	}
+}
+
+// withEntry makes a token without an expiry, with a write-ahead entry.
+func (m *minting) withEntry(ctx context.Context) (*client.Token, error) {
+	m.wanted.Expiry = 0
+	if err := m.begin(ctx); err != nil {
+		return nil, err
+	}
+	token, err := m.ask(ctx)
+	if err != nil {
+		if !isUncertain(err) && ctx.Err() == nil {
+			// If this fails, the rollback finds nothing to do.
+			_ = m.end(ctx)
+		}
+		return nil, err
+	}
+	// Also for a caller that gives up now: the entry must not outlive this, or
+	// the token of a lease would be taken for one that nobody has.
+	if err := m.end(context.WithoutCancel(ctx)); err != nil {
+		m.engine.runtime.Background(func(background context.Context) { m.discard(background, made{token: token}) })
+		return nil, err
+	}
+	return token, nil
+}
+
+// begin writes the entry, unless there is one.
+func (m *minting) begin(ctx context.Context) error {
+	if m.entry != "" {
+		return nil
+	}
+	id, err := framework.PutWAL(ctx, m.storage, entryKind, tokenEntry{Name: m.wanted.Name})
+	if err != nil {
+		return storageError("write a write-ahead entry", err)
+	}
+	m.entry = id
+	return nil
+}
+
+// end removes the entry, if there is one.
+func (m *minting) end(ctx context.Context) error {
+	if m.entry == "" {
+		return nil
+	}
+	if err := framework.DeleteWAL(ctx, m.storage, m.entry); err != nil {
+		return storageError("delete a write-ahead entry", err)
+	}
+	m.entry = ""
+	return nil
+}
+
+// made is how asking Nomad ended.
+type made struct {
 	token *client.Token
 	err   error
 }
 
-// mint makes a token, and sees that none is left that nobody gets. A mint that
-// was sent is never broken off half-way: a caller that gives up is let go at
-// once, and the token deleted when it is there. When it is not known whether
-// there is one, it is looked for by its name, which is no other token's.
-func (e *Engine) mint(ctx context.Context, nomad Nomad, wanted client.NewToken) (*client.Token, error) {
+// ask has Nomad make the token. What was sent is never broken off half-way: a
+// caller that gives up is let go at once, and the token deleted when it is
+// there. When it is not known whether there is one, it is looked for by its
+// name, which is no other token's.
+func (m *minting) ask(ctx context.Context) (*client.Token, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	// Buffered, so that the mint ends also when nobody listens.
-	ended := make(chan minted, 1)
-	e.runtime.Background(func(background context.Context) {
-		token, err := nomad.CreateToken(background, wanted)
-		ended <- minted{token, err}
+	// Buffered, so that the request ends also when nobody listens.
+	ended := make(chan made, 1)
+	m.engine.runtime.Background(func(background context.Context) {
+		token, err := m.nomad.CreateToken(background, m.wanted)
+		ended <- made{token, err}
 	})
 	select {
 	case result := <-ended:
 		// The caller may have given up while the answer was on its way.
 		if ctx.Err() == nil {
-			e.cleanUpIfUncertain(nomad, wanted.Name, result.err)
+			if isUncertain(result.err) {
+				m.engine.runtime.Background(func(background context.Context) { m.discard(background, result) })
+			}
 			return result.token, result.err
 		}
-		e.runtime.Background(func(background context.Context) { e.discard(background, nomad, wanted.Name, result) })
+		m.engine.runtime.Background(func(background context.Context) { m.discard(background, result) })
 	case <-ctx.Done():
-		e.runtime.Background(func(background context.Context) { e.discard(background, nomad, wanted.Name, <-ended) })
+		m.engine.runtime.Background(func(background context.Context) { m.discard(background, <-ended) })
 	}
 	return nil, ctx.Err()
 }
 
-func (e *Engine) cleanUpIfUncertain(nomad Nomad, name string, err error) {
+func isUncertain(err error) bool {
 	var failure *client.Error
-	if errors.As(err, &failure) && failure.MayHaveHappened() {
-		e.runtime.Background(func(background context.Context) { e.deleteByName(background, nomad, name) })
-	}
-}
-
-// discard deletes what a mint made that nobody waits for any more.
-func (e *Engine) discard(ctx context.Context, nomad Nomad, name string, result minted) {
-	if result.err != nil {
-		var failure *client.Error
-		if errors.As(result.err, &failure) && failure.MayHaveHappened() {
-			e.deleteByName(ctx, nomad, name)
-		}
-		return
-	}
-	err := keepTrying(ctx, func() error {
-		err := nomad.DeleteToken(ctx, result.token.Accessor)
-		if client.IsGone(err) {
-			return nil
-		}
-		return err
-	})
-	e.reportCleanUp(name, err)
+	return errors.As(err, &failure) && failure.MayHaveHappened()
 }
 
 // errNotSeen says that no token of a name is there, which proves nothing while
 // the request that would make it may still be on its way.
 var errNotSeen = errors.New("no token of this name was seen")
 
-// deleteByName looks for a token that may have been made, until it was seen and
-// deleted, or for as long as cleanUpFor.
-func (e *Engine) deleteByName(ctx context.Context, nomad Nomad, name string) {
-	err := keepTrying(ctx, func() error {
-		deleted, err := nomad.DeleteTokensNamed(ctx, name)
-		if err == nil && deleted == 0 {
-			return errNotSeen
+// discard sees that there is no token that nobody waits for any more. If the
+// process dies first, or Nomad stays away, a write-ahead entry has it done later.
+func (m *minting) discard(ctx context.Context, result made) {
+	log := m.engine.runtime.Logger()
+	if result.err != nil && !isUncertain(result.err) {
+		if err := m.end(ctx); err != nil {
+			log.Debug("the entry of a token that was not made is left for the rollback", "error", err)
 		}
-		return err
-	})
-	if errors.Is(err, errNotSeen) {
-		err = nil
-	}
-	e.reportCleanUp(name, err)
-}
-
-func (e *Engine) reportCleanUp(name string, err error) {
-	if err != nil {
-		e.runtime.Logger().Error("a token that nobody got may be left in Nomad; delete it by its name", "name", name, "error", err)
 		return
 	}
-	e.runtime.Logger().Info("a token that nobody got was cleaned up", "name", name)
+	if err := m.begin(ctx); err != nil {
+		// The clean-up goes on all the same, in memory.
+		log.Warn("cannot note that a token is to be cleaned up", "name", m.wanted.Name, "error", err)
+	}
+	err := keepTrying(ctx, func() error { return m.delete(ctx, result) })
+	if err != nil && !errors.Is(err, errNotSeen) {
+		log.Error("a token that nobody got may be left in Nomad; the engine will try again", "name", m.wanted.Name, "error", err)
+		return
+	}
+	log.Info("a token that nobody got was cleaned up", "name", m.wanted.Name)
+	if err := m.end(ctx); err != nil {
+		log.Debug("the entry of a token that is gone is left for the rollback", "error", err)
+	}
+}
+
+// delete deletes the token by its accessor where that is known.
+func (m *minting) delete(ctx context.Context, result made) error {
+	if result.token != nil {
+		err := m.nomad.DeleteToken(ctx, result.token.Accessor, result.token.Region)
+		if client.IsGone(err) {
+			return nil
+		}
+		return err
+	}
+	deleted, err := m.nomad.DeleteTokensNamed(ctx, m.wanted.Name)
+	if err == nil && deleted == 0 {
+		return errNotSeen
+	}
+	return err
 }
 
 // keepTrying tries until it succeeds, with growing, jittered pauses.

@@ -33,7 +33,8 @@ type mount struct {
 }
 
 func newMount(t testing.TB) *mount {
-	runtime := &testRuntime{log: &logs{}}
+	ctx, cancel := context.WithCancel(context.Background())
+	runtime := &testRuntime{ctx: ctx, log: &logs{}}
 	engine := New(runtime)
 	m := &mount{
 		t:       t,
@@ -47,13 +48,18 @@ func newMount(t testing.TB) *mount {
 	if err := m.backend.Setup(context.Background(), config); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(runtime.work.Wait)
+	t.Cleanup(func() {
+		cancel()
+		runtime.work.Wait()
+	})
 	return m
 }
 
-// newConfigured is a mount of a fake Nomad, with a role dev of two policies.
+// newConfigured is a mount of a fake Nomad that allows any expiry, with a role
+// dev of two policies.
 func newConfigured(t testing.TB) (*mount, *fakenomad.Server, string) {
 	nomad, management := fakenomad.NewBootstrapped(t)
+	nomad.SetExpiryLimits(time.Second, 10000*time.Hour)
 	m := newMount(t)
 	m.write("config/access", "address", nomad.URL, "token", management)
 	m.write("role/dev", "policies", "zeta,alpha")
@@ -67,6 +73,7 @@ type testRuntime struct {
 	from    *Access
 	asked   int // for the maximum TTL
 
+	ctx  context.Context
 	work sync.WaitGroup
 	log  *logs
 }
@@ -87,7 +94,7 @@ func (r *testRuntime) Nomad(access *Access) (Nomad, error) {
 func (r *testRuntime) Dial(access *Access) (Nomad, error) { return client.New(access.ClientConfig()) }
 
 func (r *testRuntime) Background(work func(context.Context)) {
-	r.work.Go(func() { work(context.Background()) })
+	r.work.Go(func() { work(r.ctx) })
 }
 
 func (r *testRuntime) MaxLeaseTTL() time.Duration {

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"regexp"
 	"slices"
+	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
@@ -20,6 +21,11 @@ type Role struct {
 	Policies []string `json:"policies"`
 	Type     string   `json:"type"`
 	Global   bool     `json:"global"`
+
+	// Zero means that config/lease counts. The builtin engine knows neither, and
+	// leaves them out of what it stores.
+	TTL    time.Duration `json:"ttl,omitempty"`
+	MaxTTL time.Duration `json:"max_ttl,omitempty"`
 }
 
 func (e *Engine) pathRoleList() *framework.Path {
@@ -71,6 +77,16 @@ func (e *Engine) pathRole() *framework.Path {
 				Description:  "Whether the role's tokens are made in Nomad's authoritative region and replicated to all regions. A new role's default is false: the tokens work in one region only.",
 				DisplayAttrs: &framework.DisplayAttributes{Name: "Global"},
 			},
+			"ttl": {
+				Type:         framework.TypeSignedDurationSecond,
+				Description:  "How long a lease of this role lasts before it has to be renewed: a number of seconds, or a duration such as \"1h\". 0: as config/lease says.",
+				DisplayAttrs: &framework.DisplayAttributes{Name: "TTL"},
+			},
+			"max_ttl": {
+				Type:         framework.TypeSignedDurationSecond,
+				Description:  "How long a lease of this role can last at the most, renewals included. 0: as config/lease says.",
+				DisplayAttrs: &framework.DisplayAttributes{Name: "Maximum TTL"},
+			},
 		},
 		ExistenceCheck: e.roleExists,
 		Operations: map[logical.Operation]framework.OperationHandler{
@@ -81,6 +97,8 @@ func (e *Engine) pathRole() *framework.Path {
 					"policies": {Type: framework.TypeStringSlice, Description: "The Nomad ACL policies of the role's tokens, in the order in which they were given."},
 					"type":     {Type: framework.TypeString, Required: true, Description: "\"client\" or \"management\"."},
 					"global":   {Type: framework.TypeBool, Required: true, Description: "Whether the role's tokens are replicated to all regions."},
+					"ttl":      {Type: framework.TypeInt64, Required: true, Description: "Seconds a lease lasts before it has to be renewed; 0: as config/lease says."},
+					"max_ttl":  {Type: framework.TypeInt64, Required: true, Description: "Seconds a lease can last at the most; 0: as config/lease says."},
 				}),
 			},
 			logical.CreateOperation: &framework.PathOperation{
@@ -103,6 +121,9 @@ func (e *Engine) pathRole() *framework.Path {
 		HelpDescription: `
 A role says which Nomad ACL policies its tokens carry. Nomad accepts policies
 that do not exist, and they grant nothing until somebody writes them.
+
+"ttl" and "max_ttl" say how long its leases last; where they are 0, config/lease
+says, and where that says nothing, the mount. The mount's maximum bounds all.
 
 A write to a role that exists changes what it names and nothing else. Writing
 type=management alone drops the role's policies, since a management token has
@@ -132,6 +153,8 @@ func (e *Engine) readRole(ctx context.Context, req *logical.Request, d *framewor
 		"policies": role.Policies,
 		"type":     role.Type,
 		"global":   role.Global,
+		"ttl":      int64(role.TTL / time.Second),
+		"max_ttl":  int64(role.MaxTTL / time.Second),
 	}}, nil
 }
 
@@ -152,11 +175,20 @@ func (e *Engine) writeRole(ctx context.Context, req *logical.Request, d *framewo
 	if err := e.settings.write(ctx, req.Storage, roleKey(d), role); err != nil {
 		return nil, err
 	}
-	return written(req, d), nil
+	return written(req, d, e.warnOfExpiry(ctx, req.Storage, "the role's max_ttl", role.MaxTTL)...), nil
 }
 
 // change sets what the request names. Its errors are the caller's.
 func (r *Role) change(d *framework.FieldData) error {
+	if ttl, ok := given[int](d, "ttl"); ok {
+		r.TTL = time.Duration(ttl) * time.Second
+	}
+	if maxTTL, ok := given[int](d, "max_ttl"); ok {
+		r.MaxTTL = time.Duration(maxTTL) * time.Second
+	}
+	if err := checkTTLs(r.TTL, r.MaxTTL); err != nil {
+		return err
+	}
 	if tokenType, ok := given[string](d, "type"); ok {
 		r.Type = tokenType
 	}

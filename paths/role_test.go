@@ -18,16 +18,16 @@ func TestRoleWriteChangesWhatItNames(t *testing.T) {
 		write fields
 		want  fields
 	}{
-		{"a new role", fields{"policies": "zeta, alpha"}, fields{"policies": []string{"zeta", "alpha"}, "type": "client", "global": false}},
-		{"global alone", fields{"global": true}, fields{"policies": []string{"zeta", "alpha"}, "type": "client", "global": true}},
-		{"a list", fields{"policies": []string{"b", "a"}}, fields{"policies": []string{"b", "a"}, "type": "client", "global": true}},
-		{"the other name", fields{"policy": "c"}, fields{"policies": []string{"c"}, "type": "client", "global": true}},
-		{"both names alike", fields{"policy": "d", "policies": "d"}, fields{"policies": []string{"d"}, "type": "client", "global": true}},
-		{"nulls", fields{"policies": nil, "type": nil, "global": nil}, fields{"policies": []string{"d"}, "type": "client", "global": true}},
-		{"management alone, as Terraform sends it", fields{"type": "management"}, fields{"policies": []string(nil), "type": "management", "global": true}},
-		{"global alone, of a management role", fields{"global": false}, fields{"policies": []string(nil), "type": "management", "global": false}},
-		{"management with empty policies", fields{"type": "management", "policies": ""}, fields{"policies": []string(nil), "type": "management", "global": false}},
-		{"client again", fields{"type": "client", "policies": "e"}, fields{"policies": []string{"e"}, "type": "client", "global": false}},
+		{"a new role", fields{"policies": "zeta, alpha"}, fields{"policies": []string{"zeta", "alpha"}, "type": "client", "global": false, "ttl": int64(0), "max_ttl": int64(0)}},
+		{"global alone", fields{"global": true}, fields{"policies": []string{"zeta", "alpha"}, "type": "client", "global": true, "ttl": int64(0), "max_ttl": int64(0)}},
+		{"a list", fields{"policies": []string{"b", "a"}}, fields{"policies": []string{"b", "a"}, "type": "client", "global": true, "ttl": int64(0), "max_ttl": int64(0)}},
+		{"the other name", fields{"policy": "c"}, fields{"policies": []string{"c"}, "type": "client", "global": true, "ttl": int64(0), "max_ttl": int64(0)}},
+		{"both names alike", fields{"policy": "d", "policies": "d"}, fields{"policies": []string{"d"}, "type": "client", "global": true, "ttl": int64(0), "max_ttl": int64(0)}},
+		{"nulls", fields{"policies": nil, "type": nil, "global": nil}, fields{"policies": []string{"d"}, "type": "client", "global": true, "ttl": int64(0), "max_ttl": int64(0)}},
+		{"management alone, as Terraform sends it", fields{"type": "management"}, fields{"policies": []string(nil), "type": "management", "global": true, "ttl": int64(0), "max_ttl": int64(0)}},
+		{"global alone, of a management role", fields{"global": false}, fields{"policies": []string(nil), "type": "management", "global": false, "ttl": int64(0), "max_ttl": int64(0)}},
+		{"management with empty policies", fields{"type": "management", "policies": ""}, fields{"policies": []string(nil), "type": "management", "global": false, "ttl": int64(0), "max_ttl": int64(0)}},
+		{"client again", fields{"type": "client", "policies": "e"}, fields{"policies": []string{"e"}, "type": "client", "global": false, "ttl": int64(0), "max_ttl": int64(0)}},
 	}
 	m := newMount(t)
 	for _, step := range steps {
@@ -108,7 +108,7 @@ func TestPartialWritesDoNotUndoEachOther(t *testing.T) {
 		group.Go(func() { m.write("role/r", "policies", "b") })
 		group.Go(func() { m.write("role/r", "global", true) })
 		group.Wait()
-		if got := fmt.Sprint(m.read("role/r")); got != "map[global:true policies:[b] type:client]" {
+		if got := fmt.Sprint(m.read("role/r")); got != "map[global:true max_ttl:0 policies:[b] ttl:0 type:client]" {
 			t.Fatal(got)
 		}
 	}

@@ -21,6 +21,7 @@ const (
 	internalAccessor = "accessor_id"
 	internalRole     = "role"
 	internalDeadline = "deadline"
+	internalRegion   = "region"
 )
 
 func (e *Engine) secretToken() *framework.Secret {
@@ -35,54 +36,76 @@ func (e *Engine) secretToken() *framework.Secret {
 	}
 }
 
-// leased puts a token under a lease.
-func (e *Engine) leased(token *client.Token, role string, lease *Lease, deadline time.Time) *logical.Response {
-	response := e.secretToken().Response(map[string]any{
-		"secret_id":   token.Secret,
-		"accessor_id": token.Accessor,
-	}, map[string]any{
+// leased puts a token under a lease. The lease remembers the token's own end:
+// when Nomad ends it, or else the deadline in its name.
+func (e *Engine) leased(token *client.Token, role string, t terms, deadline time.Time) *logical.Response {
+	data := map[string]any{
+		"secret_id":       token.Secret,
+		"accessor_id":     token.Accessor,
+		"expiration_time": nil,
+	}
+	end := deadline
+	if !token.Expires.IsZero() {
+		end = token.Expires
+		data["expiration_time"] = token.Expires.UTC().Format(time.RFC3339)
+	}
+	response := e.secretToken().Response(data, map[string]any{
 		internalAccessor: token.Accessor,
 		internalRole:     role,
-		internalDeadline: deadlineText(deadline),
+		internalDeadline: deadlineText(end),
+		internalRegion:   token.Region,
 	})
-	response.Secret.TTL = lease.TTL
-	response.Secret.MaxTTL = lease.MaxTTL
+	response.Secret.TTL, response.Secret.MaxTTL = t.ttl, t.max
 	return response
 }
 
-// renew gives a lease what config/lease says now, but nothing past the deadline
-// that the token was made with: the token's name tells it, and it is final.
+// renew gives a lease what its role and config/lease say now, and nothing past
+// the token's own end, which is final. A lease of the builtin engine carries
+// neither a role nor an end, and goes by config/lease alone.
 func (e *Engine) renew(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
-	lease, err := e.lease(ctx, req.Storage)
+	secret := req.Secret
+	var role *Role
+	if name, _ := secret.InternalData[internalRole].(string); name != "" {
+		var err error
+		if role, err = load[Role](ctx, &e.settings, req.Storage, rolePrefix+name); err != nil {
+			return nil, err
+		}
+		if role == nil {
+			return logical.ErrorResponse("issuing role no longer exists: %q; the lease lasts until its end and cannot be renewed", name), nil
+		}
+	}
+	t, err := e.terms(ctx, req.Storage, role)
 	if err != nil {
 		return nil, err
 	}
-	secret := req.Secret
-	secret.TTL, secret.MaxTTL = lease.TTL, lease.MaxTTL
-	text, _ := secret.InternalData[internalDeadline].(string)
-	if deadline, ok := parseDeadline(text); ok && !secret.IssueTime.IsZero() {
-		left := deadline.Sub(secret.IssueTime)
-		if left <= 0 || !time.Now().Before(deadline) {
-			return logical.ErrorResponse("the token is past its end, which was set when it was issued; read a new one from creds/"), nil
-		}
-		if secret.MaxTTL == 0 || left < secret.MaxTTL {
-			secret.MaxTTL = left
+	if text, _ := secret.InternalData[internalDeadline].(string); text != "" {
+		if end, ok := parseDeadline(text); ok {
+			left := end.Sub(secret.IssueTime)
+			if left <= 0 || !time.Now().Before(end) {
+				return logical.ErrorResponse("the token is past its end, which was set when it was issued; read a new one from creds/"), nil
+			}
+			if t.max == 0 || left < t.max {
+				t.max = left
+			}
 		}
 	}
+	t, _ = t.capped(false)
+	secret.TTL, secret.MaxTTL = t.ttl, t.max
 	return &logical.Response{Secret: secret}, nil
 }
 
-// revoke deletes a lease's token. That Nomad's regions know no such token is
-// success. Every failure is an error that Vault tries again; none of them is
+// revoke deletes a lease's token. That the region which has the last word knows
+// no such token is success; where that region is not known, all have to say so. Every failure is an error that Vault tries again; none of them is
 // one of those that make Vault give a lease up.
 func (e *Engine) revoke(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
 	accessor, _ := req.Secret.InternalData[internalAccessor].(string)
 	if accessor == "" {
 		return nil, errors.New("the lease does not say which token it is for: accessor_id is missing from its data")
 	}
+	region, _ := req.Secret.InternalData[internalRegion].(string)
 	nomad, err := e.connect(ctx, req.Storage)
 	if err == nil {
-		err = nomad.DeleteToken(ctx, accessor)
+		err = nomad.DeleteToken(ctx, accessor, region)
 	}
 	if err != nil && !client.IsGone(err) {
 		return nil, e.explain(ctx, req, err)

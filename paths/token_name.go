@@ -1,6 +1,7 @@
 package paths
 
 import (
+	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base32"
@@ -16,18 +17,21 @@ import (
 
 // The name of a token that this engine makes:
 //
-//	vault-<role>-<display name>-<mark>-<deadline>-<random>
+//	vault-<role>-<display name>-<mark>-<deadline>-<random><check>
 //
 // Its beginning is for people who look at "nomad acl token list", and is what
 // the builtin engine's names begin with. Its tail is for machines, always whole,
 // and of one length: the mount's mark, the Unix time in seconds after which no
-// lease can stand for the token, and what makes the name one of a kind.
+// lease can stand for the token, what makes the name one of a kind, and a check
+// over all of it, without which a name that only looks alike could be taken for
+// one of ours.
 const (
 	namePrefix     = "vault-"
 	markLength     = 8
 	deadlineLength = 10
-	randomLength   = 12
-	tailLength     = markLength + 1 + deadlineLength + 1 + randomLength
+	randomLength   = 8
+	checkLength    = 8
+	tailLength     = markLength + 1 + deadlineLength + 1 + randomLength + checkLength
 	minNameLength  = len(namePrefix) + tailLength
 )
 
@@ -39,13 +43,26 @@ func tokenName(role, displayName, mountID string, deadline time.Time, limit int)
 	if limit <= 0 || limit > client.MaxNameLength {
 		limit = client.MaxNameLength
 	}
-	tail := fmt.Sprintf("%s-%0*d-%s", mark(mountID), deadlineLength, deadline.Unix(), randomText())
-	readable := printable(role + "-" + displayName)
-	readable = shorten(readable, limit-minNameLength-1)
-	if readable == "" {
-		return namePrefix + tail
+	name := namePrefix
+	if readable := shorten(printable(role+"-"+displayName), limit-minNameLength-1); readable != "" {
+		name += readable + "-"
 	}
-	return namePrefix + readable + "-" + tail
+	name += fmt.Sprintf("%s-%0*d-%s", mark(mountID), deadlineLength, deadline.Unix(), strings.ToLower(rand.Text())[:randomLength])
+	return name + check(mountID, name)
+}
+
+// deadlineOf tells the deadline in a name that tokenName made for this mount;
+// ok is false for every other name.
+func deadlineOf(mountID, name string) (deadline time.Time, ok bool) {
+	if len(name) < minNameLength || !strings.HasPrefix(name, namePrefix) {
+		return time.Time{}, false
+	}
+	body := name[:len(name)-checkLength]
+	if !hmac.Equal([]byte(name[len(body):]), []byte(check(mountID, body))) {
+		return time.Time{}, false
+	}
+	tail := name[len(name)-tailLength:]
+	return parseDeadline(tail[markLength+1 : markLength+1+deadlineLength])
 }
 
 // mark tells this mount's tokens from every other mount's and every other
@@ -55,8 +72,11 @@ func mark(mountID string) string {
 	return lowerBase32(sum[:])[:markLength]
 }
 
-func randomText() string {
-	return strings.ToLower(rand.Text())[:randomLength]
+// check is over all of a name that comes before it, and the mount.
+func check(mountID, body string) string {
+	mac := hmac.New(sha256.New, []byte("vault-plugin-secrets-nomad/"+mountID))
+	mac.Write([]byte(body))
+	return lowerBase32(mac.Sum(nil))[:checkLength]
 }
 
 func lowerBase32(b []byte) string {

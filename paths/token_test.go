@@ -143,7 +143,9 @@ func TestRenewGoesByLeaseConfigAsItIsNow(t *testing.T) {
 		}
 		return response.Secret.LeaseOptions
 	}
-	if got := renew(); got.TTL != time.Hour || got.MaxTTL != 10*time.Hour {
+	// The token's own end is an instant before the lease's.
+	tenHours := func(got time.Duration) bool { return got <= 10*time.Hour && got > 10*time.Hour-time.Minute }
+	if got := renew(); got.TTL != time.Hour || !tenHours(got.MaxTTL) {
 		t.Errorf("unchanged: %+v", got)
 	}
 	m.write("config/lease", "ttl", "30m", "max_ttl", "2h")
@@ -151,15 +153,28 @@ func TestRenewGoesByLeaseConfigAsItIsNow(t *testing.T) {
 		t.Errorf("shorter: %+v", got)
 	}
 	m.write("config/lease", "ttl", "30m", "max_ttl", "100h")
-	if got := renew(); got.MaxTTL < 10*time.Hour || got.MaxTTL > 10*time.Hour+deadlineGrace {
+	if got := renew(); got.TTL != 30*time.Minute || !tenHours(got.MaxTTL) {
 		t.Errorf("longer than the token's own end: %+v", got)
 	}
+	m.write("role/dev", "ttl", "5m", "max_ttl", "1h")
+	if got := renew(); got.TTL != 5*time.Minute || got.MaxTTL != time.Hour {
+		t.Errorf("by the role as it is now: %+v", got)
+	}
+	m.write("role/dev", "ttl", 0, "max_ttl", 0)
 	if _, err := m.do(t.Context(), logical.DeleteOperation, "config/lease", nil); err != nil {
 		t.Fatal(err)
 	}
-	if got := renew(); got.TTL != 0 || got.MaxTTL < 10*time.Hour || got.MaxTTL > 10*time.Hour+deadlineGrace {
+	if got := renew(); got.TTL != 0 || !tenHours(got.MaxTTL) {
 		t.Errorf("without a lease config: %+v", got)
 	}
+	if _, err := m.do(t.Context(), logical.DeleteOperation, "role/dev", nil); err != nil {
+		t.Fatal(err)
+	}
+	response, err := m.onLease(logical.RenewOperation, secret)
+	if err != nil || !response.IsError() {
+		t.Fatalf("without its role: %v %v", response, err)
+	}
+	mustContain(t, response.Error().Error(), "issuing role no longer exists")
 }
 
 func TestRenewOfABuiltinLeaseAndOfOddOnes(t *testing.T) {
@@ -188,7 +203,7 @@ func TestRenewOfABuiltinLeaseAndOfOddOnes(t *testing.T) {
 func TestTokenNames(t *testing.T) {
 	deadline := time.Unix(1795560000, 0)
 	name := tokenName("dev", "ldap-alice", "mount", deadline, 0)
-	if want := "vault-dev-ldap-alice-" + mark("mount") + "-1795560000-"; !strings.HasPrefix(name, want) || len(name) != len(want)+randomLength {
+	if want := "vault-dev-ldap-alice-" + mark("mount") + "-1795560000-"; !strings.HasPrefix(name, want) || len(name) != len(want)+randomLength+checkLength {
 		t.Errorf("%s does not begin with %s", name, want)
 	}
 	if name == tokenName("dev", "ldap-alice", "mount", deadline, 0) {
@@ -212,7 +227,7 @@ func TestTokenNames(t *testing.T) {
 		t.Error(err)
 	}
 	long := tokenName(strings.Repeat("r", 200), strings.Repeat("d", 200), "mount", deadline, 64)
-	if len(long) != 64 || !strings.HasPrefix(long, "vault-rrrr") || !strings.Contains(long, "~ddd") {
+	if len(long) != 64 || !strings.HasPrefix(long, "vault-rrr") || !strings.Contains(long, "~ddd") {
 		t.Errorf("%d: %s", len(long), long)
 	}
 }

@@ -35,9 +35,13 @@ type Server struct {
 	ACLDisabled bool
 	// IgnoresSecret is a Nomad before 1.4, which chooses the bootstrap secret.
 	IgnoresSecret bool
+	// IgnoresExpiry is a Nomad before 1.4, which makes tokens that never expire.
+	IgnoresExpiry bool
 
 	mu           sync.Mutex
 	bootstrapped bool
+	minExpiry    time.Duration
+	maxExpiry    time.Duration
 	index        uint64
 	resetIndex   uint64
 	tokens       map[string]map[string]*api.ACLToken // by region, by accessor
@@ -56,7 +60,7 @@ func NewTLS(t testing.TB) *Server {
 }
 
 func start(t testing.TB, listen func(http.Handler) *httptest.Server) *Server {
-	s := &Server{Regions: []string{"global"}, Local: "global", index: 7, tokens: map[string]map[string]*api.ACLToken{}}
+	s := &Server{Regions: []string{"global"}, Local: "global", minExpiry: time.Minute, maxExpiry: 24 * time.Hour, index: 7, tokens: map[string]map[string]*api.ACLToken{}}
 	s.Server = listen(http.HandlerFunc(s.serve))
 	t.Cleanup(func() {
 		s.CloseClientConnections()
@@ -91,6 +95,17 @@ func (s *Server) Tokens() []*api.ACLToken {
 		}
 	}
 	return all
+}
+
+// Add puts a token there that some other program made.
+func (s *Server) Add(token *api.ACLToken) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	created := token.CreateTime
+	s.store(s.Local, token)
+	if !created.IsZero() {
+		token.CreateTime = created
+	}
 }
 
 // Forget drops every token, as a new cluster behind the same address does.
@@ -212,7 +227,13 @@ func (s *Server) carryOut(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("X-Nomad-Index", fmt.Sprint(s.index))
+	if r.URL.Path != "/v1/regions" {
+		w.Header().Set("X-Nomad-Index", fmt.Sprint(s.index))
+		if r.Method == http.MethodGet {
+			w.Header().Set("X-Nomad-LastContact", "0")
+			w.Header().Set("X-Nomad-KnownLeader", "true")
+		}
+	}
 	if answer != nil {
 		_ = json.NewEncoder(w).Encode(answer)
 	}
@@ -363,17 +384,29 @@ func (s *Server) create(r *http.Request) (any, *refusal) {
 		if token.AccessorID != "" {
 			return nil, &refusal{http.StatusBadRequest, "cannot find token " + token.AccessorID}
 		}
-		if complaints := validate(token); len(complaints) == 1 {
+		if complaints := s.validate(token); len(complaints) == 1 {
 			return nil, &refusal{http.StatusBadRequest, "token 0 invalid: 1 error occurred:\n\t* " + complaints[0] + "\n\n"}
 		} else if len(complaints) > 1 {
 			return nil, &refusal{http.StatusBadRequest, fmt.Sprintf("token 0 invalid: %d errors occurred:\n\t* %s\n\n", len(complaints), strings.Join(complaints, "\n\t* "))}
 		}
 		s.store(region, token)
+		if token.ExpirationTTL > 0 && !s.IgnoresExpiry {
+			end := token.CreateTime.Add(token.ExpirationTTL)
+			token.ExpirationTime = &end
+		}
 		return token, nil
 	})
 }
 
-func validate(token *api.ACLToken) (complaints []string) {
+// SetExpiryLimits sets acl.token_min_expiration_ttl and
+// acl.token_max_expiration_ttl.
+func (s *Server) SetExpiryLimits(shortest, longest time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.minExpiry, s.maxExpiry = shortest, longest
+}
+
+func (s *Server) validate(token *api.ACLToken) (complaints []string) {
 	if len(token.Name) > 256 {
 		complaints = append(complaints, "token name too long")
 	}
@@ -384,6 +417,13 @@ func validate(token *api.ACLToken) (complaints []string) {
 		complaints = append(complaints, "management token cannot be associated with policies or roles")
 	case token.Type != "client" && token.Type != "management":
 		complaints = append(complaints, "token type must be client or management")
+	}
+	switch ttl := token.ExpirationTTL; {
+	case ttl == 0 || s.IgnoresExpiry:
+	case ttl < s.minExpiry:
+		complaints = append(complaints, fmt.Sprintf("expiration time cannot be less than %s in the future (was %s)", s.minExpiry, ttl))
+	case ttl > s.maxExpiry:
+		complaints = append(complaints, fmt.Sprintf("expiration time cannot be more than %s in the future (was %s)", s.maxExpiry, ttl))
 	}
 	return complaints
 }
@@ -408,7 +448,7 @@ func (s *Server) delete(r *http.Request, region, accessor string) (any, *refusal
 	return nil, nil
 }
 
-var nameFilter = regexp.MustCompile("^Name == (?:`([^`]*)`|\"([^\"]*)\")$")
+var nameFilter = regexp.MustCompile("^Name (==|contains) (?:`([^`]*)`|\"([^\"]*)\")$")
 
 func (s *Server) list(w http.ResponseWriter, r *http.Request, region string) (any, *refusal) {
 	if !s.isManagement(r, region) {
@@ -421,7 +461,11 @@ func (s *Server) list(w http.ResponseWriter, r *http.Request, region string) (an
 		if parsed == nil {
 			return nil, &refusal{http.StatusBadRequest, "failed to create result paginator: failed to read filter expression: " + filter}
 		}
-		matches = func(name string) bool { return name == parsed[1]+parsed[2] }
+		text := parsed[2] + parsed[3]
+		matches = func(name string) bool { return name == text }
+		if parsed[1] == "contains" {
+			matches = func(name string) bool { return strings.Contains(name, text) }
+		}
 	}
 	found := []*api.ACLToken{}
 	for _, token := range s.tokens[region] {
@@ -440,20 +484,20 @@ func (s *Server) list(w http.ResponseWriter, r *http.Request, region string) (an
 	return page(w, found, size, first), nil
 }
 
-// page begins with the first token of that index or after it.
+// page begins with the first token of that index or after it; size 0 is no limit.
 func page(w http.ResponseWriter, tokens []*api.ACLToken, size int, first uint64) []*api.ACLTokenListStub {
 	stubs := []*api.ACLTokenListStub{}
 	for _, token := range tokens {
 		if token.CreateIndex < first {
 			continue
 		}
-		if len(stubs) == size {
+		if len(stubs) == size && size > 0 {
 			w.Header().Set("X-Nomad-NextToken", fmt.Sprintf("%d.%s", token.CreateIndex, token.AccessorID))
 			break
 		}
 		stubs = append(stubs, &api.ACLTokenListStub{
 			AccessorID: token.AccessorID, Name: token.Name, Type: token.Type, Policies: token.Policies,
-			Global: token.Global, CreateTime: token.CreateTime, CreateIndex: token.CreateIndex, ModifyIndex: token.ModifyIndex,
+			Global: token.Global, CreateTime: token.CreateTime, ExpirationTime: token.ExpirationTime, CreateIndex: token.CreateIndex, ModifyIndex: token.ModifyIndex,
 		})
 	}
 	return stubs
