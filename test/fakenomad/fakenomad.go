@@ -140,6 +140,13 @@ func (s *Server) On(method, path string, times int, do Fault) {
 	s.faults = append(s.faults, &fault{method, path, times, do})
 }
 
+// EndFaults forgets the faults that were not met yet.
+func (s *Server) EndFaults() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.faults = nil
+}
+
 // Answer is a fault that does nothing and says so.
 func Answer(status int, body string) Fault {
 	return func(w http.ResponseWriter, _ *http.Request, _ http.HandlerFunc) {
