@@ -59,6 +59,7 @@ type Client struct {
 	address  string
 	token    string
 	timeout  time.Duration
+	pause    time.Duration
 
 	limits limits
 	known  atomic.Pointer[regions]
@@ -93,6 +94,7 @@ func New(config Config) (*Client, error) {
 		address:  WithoutPassword(settings.Address),
 		token:    settings.SecretID,
 		timeout:  requestTimeout,
+		pause:    firstPause,
 	}, nil
 }
 

@@ -41,7 +41,7 @@ func connect(t testing.TB, config Config) *Client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.timeout = 10 * time.Second
+	c.timeout, c.pause = 10*time.Second, time.Millisecond
 	t.Cleanup(c.Close)
 	return c
 }

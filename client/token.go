@@ -3,9 +3,7 @@ package client
 import (
 	"context"
 	"errors"
-	"net/http/httptrace"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/nomad/api"
@@ -290,7 +288,7 @@ func (c *Client) withToken(token string) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Client{nomad: nomad, settings: settings, http: c.http, address: c.address, token: token, timeout: c.timeout}, nil
+	return &Client{nomad: nomad, settings: settings, http: c.http, address: c.address, token: token, timeout: c.timeout, pause: c.pause}, nil
 }
 
 // Self asks Nomad what it thinks of our own token, and remembers the answer so
@@ -330,25 +328,6 @@ func (c *Client) accessor() string {
 		return own.Accessor
 	}
 	return ""
-}
-
-// call runs one request under the request timeout and explains its error.
-// Secrets other than our own token that the answer may repeat are named.
-func (c *Client) call(ctx context.Context, doing string, request func(context.Context) error, secrets ...string) error {
-	timed, cancel := context.WithTimeout(ctx, c.timeout)
-	defer cancel()
-	var sent atomic.Bool
-	err := request(httptrace.WithClientTrace(timed, &httptrace.ClientTrace{
-		WroteHeaders: func() { sent.Store(true) },
-	}))
-	if err == nil {
-		return nil
-	}
-	if ctx.Err() != nil && errors.Is(err, context.DeadlineExceeded) {
-		// The caller's own deadline, not ours.
-		err = context.Canceled
-	}
-	return c.explain(doing, err, sent.Load(), secrets...)
 }
 
 func fromAPI(token *api.ACLToken) *Token {

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"slices"
@@ -416,7 +417,7 @@ func TestEveryPageOfTheListIsRead(t *testing.T) {
 func TestCleanUpThatFailsHalfWayTellsHowFarItCame(t *testing.T) {
 	fake, management := fakenomad.NewBootstrapped(t)
 	fake.On(http.MethodGet, "/v1/acl/tokens", 2, rewrite("per_page", "2"))
-	fake.On(http.MethodGet, "/v1/acl/tokens", 1, fakenomad.Answer(500, "No cluster leader"))
+	fake.On(http.MethodGet, "/v1/acl/tokens", tries, fakenomad.Answer(500, "No cluster leader"))
 	c := to(t, fake.Server, management)
 	for range 5 {
 		if _, err := c.CreateToken(t.Context(), aToken); err != nil {
@@ -456,7 +457,7 @@ func TestCleanUpFindsAGlobalTokenThatIsNotReplicatedYet(t *testing.T) {
 		t.Fatal("nothing to clean up")
 	}
 
-	fake.On(http.MethodGet, "/v1/acl/tokens", 2, in("global", fakenomad.Answer(500, "No path to region")))
+	fake.On(http.MethodGet, "/v1/acl/tokens", 1+tries, in("global", fakenomad.Answer(500, "No path to region")))
 	_, err = c.DeleteTokensNamed(t.Context(), "lost")
 	failure{problem: Unavailable, sent: true, says: "No path to region"}.check(t, c, err)
 
@@ -497,5 +498,44 @@ func TestEveryProblemHasATest(t *testing.T) {
 		if !covered[problem] {
 			t.Errorf("problem %d is in no table", problem)
 		}
+	}
+}
+
+// Only what surely did not happen and may soon succeed is tried again, and not
+// for long.
+func TestWhatPassesIsTriedAgain(t *testing.T) {
+	for _, test := range []struct {
+		answer fakenomad.Fault
+		asked  int
+	}{
+		{fakenomad.Answer(500, "No cluster leader"), tries},
+		{fakenomad.Answer(500, "rpc error: No path to region"), tries},
+		{fakenomad.Answer(429, "Your IP is issuing too many concurrent connections, please rate limit your calls"), tries},
+		{fakenomad.Answer(500, "leadership lost while committing log"), 1},
+		{fakenomad.Answer(403, "Permission denied"), 1},
+		{fakenomad.Answer(400, "ACL support disabled"), 1},
+		{fakenomad.Lose, 1},
+		{fakenomad.Drop, 1},
+	} {
+		fake, management := fakenomad.NewBootstrapped(t)
+		fake.On(http.MethodPut, "/v1/acl/token", 10, test.answer)
+		c := to(t, fake.Server, management)
+		before := len(fake.Requests())
+		if _, err := c.CreateToken(t.Context(), aToken); err == nil {
+			t.Error("no error")
+		}
+		if asked := len(fake.Requests()) - before; asked != test.asked {
+			t.Errorf("asked %d times, want %d", asked, test.asked)
+		}
+	}
+	fake, management := fakenomad.NewBootstrapped(t)
+	fake.On(http.MethodPut, "/v1/acl/token", tries-1, fakenomad.Answer(500, "No cluster leader"))
+	if _, err := to(t, fake.Server, management).CreateToken(t.Context(), aToken); err != nil || len(fake.Tokens()) != 1 {
+		t.Errorf("an election that ends in time: %v, %d tokens", err, len(fake.Tokens()))
+	}
+	ctx, giveUp := context.WithCancel(t.Context())
+	giveUp()
+	if sleep(ctx, time.Hour) {
+		t.Error("a caller that gave up is waited for")
 	}
 }

@@ -301,7 +301,8 @@ func TestEveryTroubleOfNomadsIsExplained(t *testing.T) {
 	for name, trouble := range troubles {
 		t.Run(name, func(t *testing.T) {
 			m, nomad, management := newConfigured(t)
-			nomad.On(http.MethodPut, "/v1/acl/token", 1, trouble.fault)
+			// What passes is tried again: three times in all.
+			nomad.On(http.MethodPut, "/v1/acl/token", 3, trouble.fault)
 			status, text := failure(m.do(context.Background(), logical.ReadOperation, "creds/dev", nil))
 			if status != trouble.status {
 				t.Errorf("status %d, want %d: %s", status, trouble.status, text)
@@ -311,6 +312,7 @@ func TestEveryTroubleOfNomadsIsExplained(t *testing.T) {
 			if strings.ContainsAny(text, "\n\t") {
 				t.Errorf("more than a line: %q", text)
 			}
+			nomad.EndFaults()
 			m.issue("dev")
 		})
 	}

@@ -62,8 +62,9 @@ func TestRevokeFailsInAWayThatVaultTriesAgain(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			m, nomad, management := newConfigured(t)
 			secret := leaseOf(t, m.issue("dev"))
-			nomad.On(http.MethodDelete, "/v1/acl/token/", 1, fault)
+			nomad.On(http.MethodDelete, "/v1/acl/token/", 3, fault)
 			response, err := m.onLease(logical.RevokeOperation, secret)
+			nomad.EndFaults()
 			if name == "a 200 of no" {
 				// A delete has no answer but its status.
 				return

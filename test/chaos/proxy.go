@@ -97,12 +97,12 @@ type proxy struct {
 	closeIdle bool
 }
 
-func startProxy(network *network, servers []string, from func() net.IP) (*proxy, error) {
+func startProxy(network *network, servers []string, from func() net.IP, closeIdle bool) (*proxy, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
-	p := &proxy{network: network, listener: listener, servers: servers, from: from}
+	p := &proxy{network: network, listener: listener, servers: servers, from: from, closeIdle: closeIdle}
 	go p.serve()
 	return p, nil
 }

@@ -209,10 +209,9 @@ func (t *trial) mountAll(ctx context.Context) error {
 			}
 		}
 		var err error
-		if mount.proxy, err = startProxy(t.network, servers, from); err != nil {
+		if mount.proxy, err = startProxy(t.network, servers, from, !mount.ours); err != nil {
 			return err
 		}
-		mount.proxy.closeIdle = !mount.ours
 		if err := t.mount(ctx, mount); err != nil {
 			return err
 		}
