@@ -1,6 +1,6 @@
 # What there is to do. Each is a script that can be run by itself.
 
-.PHONY: build dev demo test lint fmt bench clean
+.PHONY: build dev demo test lint fmt bench chaos clean
 
 build: ## the plugin, at bin/vault-plugin-secrets-nomad
 	@scripts/build.sh
@@ -22,6 +22,9 @@ fmt: ## format the code
 
 bench: ## rates and resources against the builtin engine, on real servers
 	@scripts/bench.sh
+
+chaos: ## kills and loses everything under load, and counts what is left
+	@go run ./test/chaos
 
 clean: ## what was built into this folder
 	@rm -rf bin .cache
