@@ -75,7 +75,7 @@ var answers = []struct {
 
 func TestEveryAnswerIsUnderstood(t *testing.T) {
 	for _, answer := range answers {
-		for prefix, how := range map[string]string{"": "said directly", "rpc error: ": "forwarded"} {
+		for how, prefix := range map[string]string{"said directly": "", "forwarded": "rpc error: "} {
 			t.Run(answer.name+" "+how, func(t *testing.T) {
 				body := prefix + answer.body
 				if answer.status == http.StatusNoContent {

@@ -2,6 +2,7 @@ package paths
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"time"
 
@@ -78,6 +79,10 @@ func (e *Engine) Sweep(ctx context.Context, storage logical.Storage) (swept Swep
 		return swept, err
 	}
 	mountID, now := e.runtime.MountID(), time.Now()
+	if mountID == "" {
+		// All mounts without an ID would have the same mark.
+		return swept, errors.New("Vault gives this mount no ID, so its tokens cannot be told from those of others")
+	}
 	err = nomad.EachTokenWith(ctx, "-"+mark(mountID)+"-", func(token client.Token) error {
 		deadline, ours := deadlineOf(mountID, token.Name)
 		// Nobody makes a token after the deadline in its name, unless by copying

@@ -75,6 +75,10 @@ func named(name string) string {
 	return fmt.Sprintf(`{"Name":%q,"Type":"client","Policies":["a"]}`, name)
 }
 
+func expiring(ttl string) string {
+	return fmt.Sprintf(`{"Name":"expiring-token","Type":"client","Policies":["a"],"ExpirationTTL":%q}`, ttl)
+}
+
 func filter(expression string) string { return "filter=" + url.QueryEscape(expression) }
 
 // withACLs begins before the ACLs are bootstrapped.
@@ -123,6 +127,13 @@ var withACLs = []request{
 	{"create in an unknown region", "PUT", "/v1/acl/token?region=mars", management, aToken, 500, noRegion, ""},
 	{"create in this region", "PUT", "/v1/acl/token?region=global", management, aToken, 200, created, ""},
 	{"self with the new token", "GET", "/v1/acl/token/self", "{first.secret}", "", 200, `^\{.*"AccessorID":"{first}".*"Name":"x".*"Type":"client".*\}\n?$`, ""},
+
+	{"create with an expiry", "PUT", "/v1/acl/token", management, expiring("1h0m0s"), 200, `"ExpirationTime":"20\d\d-`, "expiring"},
+	{"create with the longest expiry", "PUT", "/v1/acl/token", management, expiring("24h"), 200, `"ExpirationTime":"20\d\d-`, ""},
+	{"create with a longer one, and Nomad tells its limit", "PUT", "/v1/acl/token", management, expiring("24h0m1s"), 400, invalid + `expiration time cannot be more than 24h0m0s in the future \(was 24h0m1s\)\n`, ""},
+	{"create with the shortest expiry", "PUT", "/v1/acl/token", management, expiring("1m"), 200, `"ExpirationTime":"20\d\d-`, ""},
+	{"create with a shorter one, and Nomad tells its limit", "PUT", "/v1/acl/token", management, expiring("59s"), 400, invalid + `expiration time cannot be less than 1m0s in the future \(was 59s\)\n`, ""},
+	{"a list tells the expiry", "GET", "/v1/acl/tokens?" + filter("Name contains `expiring-`") + "&per_page=1", management, "", 200, `"ExpirationTime":"20\d\d-`, ""},
 
 	{"delete without a token", "DELETE", "/v1/acl/token/{first}", none, "", 403, denied, ""},
 	{"delete with an unknown token", "DELETE", "/v1/acl/token/{first}", unknown, "", 403, denied, ""},
