@@ -101,6 +101,9 @@ func (e *engine) clean(ctx context.Context) {
 // MaxLeaseTTL is the mount's or else the system's maximum.
 func (e *engine) MaxLeaseTTL() time.Duration { return e.System().MaxLeaseTTL() }
 
+// DeadlineGrace is fixed in the build.
+func (e *engine) DeadlineGrace() time.Duration { return age(deadlineGrace) }
+
 // MountID is Vault's own ID of the mount.
 func (e *engine) MountID() string { return e.mount }
 

@@ -10,6 +10,8 @@ type background struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 
+	stopping chan struct{} // closed by stop
+
 	mu      sync.Mutex
 	stopped bool
 	work    sync.WaitGroup
@@ -17,7 +19,11 @@ type background struct {
 
 func (b *background) start() {
 	b.ctx, b.cancel = context.WithCancel(context.Background())
+	b.stopping = make(chan struct{})
 }
+
+// Stopping is closed when the mount begins to go away.
+func (b *background) Stopping() <-chan struct{} { return b.stopping }
 
 // Background runs work with a context that ends when the mount goes away. What
 // a last request of a mount that goes away brings is run too, and not waited for.
@@ -36,7 +42,10 @@ func (b *background) Background(work func(ctx context.Context)) {
 func (b *background) stop(ctx context.Context) (drained bool) {
 	defer b.cancel()
 	b.mu.Lock()
-	b.stopped = true
+	if !b.stopped {
+		b.stopped = true
+		close(b.stopping)
+	}
 	b.mu.Unlock()
 	done := make(chan struct{})
 	go func() {

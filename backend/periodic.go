@@ -17,6 +17,9 @@ var (
 	rollbackAge = "5m"
 	// sweepEvery is the time between two sweeps.
 	sweepEvery = "10m"
+	// deadlineGrace is longer than Vault takes to store a lease (a request has
+	// 90 s), and than clocks may differ.
+	deadlineGrace = "2m"
 )
 
 // age reads one of the above; what does not parse is a mistake in the build.

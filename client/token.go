@@ -15,6 +15,9 @@ const (
 	TypeManagement = "management"
 )
 
+// Creating is what an Error of CreateToken was doing.
+const Creating = "create an ACL token"
+
 // MaxNameLength is the longest token name that Nomad accepts, in bytes.
 const MaxNameLength = 256
 
@@ -61,7 +64,7 @@ type NewToken struct {
 // was asked for, only the returned token tells: Nomad before 1.4 ignores it.
 func (c *Client) CreateToken(ctx context.Context, wanted NewToken) (*Token, error) {
 	var created *api.ACLToken
-	err := c.call(ctx, "create an ACL token", func(ctx context.Context) (err error) {
+	err := c.call(ctx, Creating, func(ctx context.Context) (err error) {
 		created, _, err = c.nomad.ACLTokens().Create(&api.ACLToken{
 			Name:     wanted.Name,
 			Type:     wanted.Type,

@@ -11,11 +11,6 @@ import (
 	"vault-plugin-secrets-nomad/client"
 )
 
-// deadlineGrace is between the longest life of a lease, counted from when the
-// token was asked for, and the deadline in the token's name: Vault counts the
-// lease from when it stores it.
-const deadlineGrace = 2 * time.Minute
-
 func (e *Engine) pathCreds() *framework.Path {
 	response := answers(http.StatusOK, map[string]*framework.FieldSchema{
 		"secret_id":       {Type: framework.TypeString, Required: true, Description: "The token to work with Nomad: NOMAD_TOKEN, or the header X-Nomad-Token.", DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}},
@@ -100,7 +95,7 @@ func (e *Engine) issue(ctx context.Context, req *logical.Request, d *framework.F
 		return e.answer(ctx, req, err)
 	}
 	life := e.longestLife(t)
-	deadline := time.Now().Add(life + deadlineGrace)
+	deadline := time.Now().Add(life + e.runtime.DeadlineGrace())
 	token, err := e.mint(ctx, req.Storage, nomad, client.NewToken{
 		Name:     tokenName(name, req.DisplayName, e.runtime.MountID(), deadline, access.nameLimit()),
 		Type:     role.Type,

@@ -43,6 +43,12 @@ type Runtime interface {
 	// Background runs work that outlives the request that it came from. Its
 	// context ends when the mount goes away; the mount waits a moment for it.
 	Background(work func(ctx context.Context))
+	// Stopping is closed when the mount begins to go away.
+	Stopping() <-chan struct{}
+	// DeadlineGrace is between the longest life of a lease, counted from when
+	// its token was asked for, and the deadline in the token's name: Vault counts
+	// the lease from when it stores it, and clocks differ.
+	DeadlineGrace() time.Duration
 	// MaxLeaseTTL is the mount's or else the system's maximum. It is a round
 	// trip to Vault.
 	MaxLeaseTTL() time.Duration
@@ -101,6 +107,15 @@ func (e *Engine) Invalidate(key string) { e.settings.drop(key) }
 func (e *Engine) Connect(ctx context.Context, storage logical.Storage) error {
 	_, err := e.connect(ctx, storage)
 	return err
+}
+
+func (e *Engine) isStopping() bool {
+	select {
+	case <-e.runtime.Stopping():
+		return true
+	default:
+		return false
+	}
 }
 
 // connect hands out the connection for the settings in force.

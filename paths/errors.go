@@ -116,7 +116,10 @@ func advice(failure *client.Error, configPath string) string {
 	case client.TLSFailed:
 		return "No TLS connection came about; check the certificates on both sides and the TLS versions"
 	default:
-		return "Whether Nomad did it is not known. The engine cleans up what may be left; try again"
+		if failure.Doing == client.Creating {
+			return "Whether Nomad did it is not known. The engine cleans up what may be left; try again"
+		}
+		return "Whether Nomad did it is not known; try again, as Vault does by itself with a revocation"
 	}
 }
 

@@ -374,3 +374,35 @@ func TestRequestedTTLs(t *testing.T) {
 	entry, _ := m.storage.Get(context.Background(), "role/plain")
 	mustNotContain(t, string(entry.Value), "ttl")
 }
+
+// With an entry around the mint, a caller that gives up leaves neither a token
+// nor an entry, whenever it does.
+func TestACallerThatGivesUpLeavesNoEntryEither(t *testing.T) {
+	for _, when := range []string{"put", "create", "delete"} {
+		t.Run(when, func(t *testing.T) {
+			m, nomad := newUnexpiring(t)
+			m.issue("dev")
+			ctx, giveUp := context.WithCancel(context.Background())
+			m.storage.Hold(func(operation, key string) {
+				if operation == when && strings.HasPrefix(key, framework.WALPrefix) {
+					giveUp()
+				}
+			})
+			if when == "create" {
+				nomad.On(http.MethodPut, "/v1/acl/token", 1, func(w http.ResponseWriter, r *http.Request, carryOut http.HandlerFunc) {
+					giveUp()
+					carryOut(w, r)
+				})
+			}
+			response, err := m.do(ctx, logical.ReadOperation, "creds/dev", nil)
+			m.storage.Hold(nil)
+			if when == "delete" && err == nil && !response.IsError() {
+				// It had the token by then; Vault stores the lease or revokes it.
+				return
+			}
+			eventually(t, "no entry", func() bool { return len(m.entries()) == 0 })
+			eventually(t, "no token", func() bool { return len(nomad.Tokens()) == 1 })
+			giveUp()
+		})
+	}
+}

@@ -49,7 +49,7 @@ func (e *Engine) mint(ctx context.Context, storage logical.Storage, nomad Nomad,
 		}
 		m.wanted.Expiry = expiry
 		token, err := m.ask(ctx)
-		if problem, _ := client.ProblemOf(err); problem != client.ExpiryRefused {
+		if problem, _ := client.ProblemOf(err); err == nil || problem != client.ExpiryRefused {
 			return token, err
 		}
 	}
@@ -61,21 +61,34 @@ func (m *minting) withEntry(ctx context.Context) (*client.Token, error) {
 	if err := m.begin(ctx); err != nil {
 		return nil, err
 	}
+	if ctx.Err() != nil {
+		// Nothing was sent. If this fails, the rollback finds nothing to do.
+		_ = m.end(context.WithoutCancel(ctx))
+		return nil, ctx.Err()
+	}
 	token, err := m.ask(ctx)
 	if err != nil {
 		if !isUncertain(err) && ctx.Err() == nil {
-			// If this fails, the rollback finds nothing to do.
 			_ = m.end(ctx)
 		}
 		return nil, err
 	}
-	// Also for a caller that gives up now: the entry must not outlive this, or
-	// the token of a lease would be taken for one that nobody has.
+	if ctx.Err() != nil {
+		m.discardLater(made{token: token})
+		return nil, ctx.Err()
+	}
+	// The entry must not outlive this, or the rollback would delete a token that
+	// somebody has.
 	if err := m.end(context.WithoutCancel(ctx)); err != nil {
-		m.engine.runtime.Background(func(background context.Context) { m.discard(background, made{token: token}) })
+		m.discardLater(made{token: token})
 		return nil, err
 	}
 	return token, nil
+}
+
+// discardLater hands the token over to be deleted in the background.
+func (m *minting) discardLater(result made) {
+	m.engine.runtime.Background(func(background context.Context) { m.discard(background, result) })
 }
 
 // begin writes the entry, unless there is one.
@@ -128,11 +141,11 @@ func (m *minting) ask(ctx context.Context) (*client.Token, error) {
 		// The caller may have given up while the answer was on its way.
 		if ctx.Err() == nil {
 			if isUncertain(result.err) {
-				m.engine.runtime.Background(func(background context.Context) { m.discard(background, result) })
+				m.discardLater(result)
 			}
 			return result.token, result.err
 		}
-		m.engine.runtime.Background(func(background context.Context) { m.discard(background, result) })
+		m.discardLater(result)
 	case <-ctx.Done():
 		m.engine.runtime.Background(func(background context.Context) { m.discard(background, <-ended) })
 	}
@@ -162,7 +175,11 @@ func (m *minting) discard(ctx context.Context, result made) {
 		// The clean-up goes on all the same, in memory.
 		log.Warn("cannot note that a token is to be cleaned up", "name", m.wanted.Name, "error", err)
 	}
-	err := keepTrying(ctx, func() error { return m.delete(ctx, result) })
+	err := keepTrying(ctx, m.engine.runtime.Stopping(), func() error { return m.delete(ctx, result) })
+	if errors.Is(err, errNotSeen) && m.engine.isStopping() {
+		// Too soon to tell; the entry stays.
+		return
+	}
 	if err != nil && !errors.Is(err, errNotSeen) {
 		log.Error("a token that nobody got may be left in Nomad; the engine will try again", "name", m.wanted.Name, "error", err)
 		return
@@ -189,11 +206,27 @@ func (m *minting) delete(ctx context.Context, result made) error {
 	return err
 }
 
-// keepTrying tries until it succeeds, with growing, jittered pauses.
-func keepTrying(ctx context.Context, try func() error) error {
+// keepTrying tries until it succeeds, with growing, jittered pauses. Once the
+// mount goes away the try under way is the last: the entry stands for the rest.
+func keepTrying(ctx context.Context, stopping <-chan struct{}, try func() error) error {
+	waiting, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-stopping:
+			cancel()
+		case <-waiting.Done():
+		}
+	}()
 	pauses := backoff.NewExponentialBackOff()
 	pauses.MaxInterval = cleanUpAtMost
-	_, err := backoff.Retry(ctx, func() (struct{}, error) { return struct{}{}, try() },
-		backoff.WithBackOff(pauses), backoff.WithMaxElapsedTime(cleanUpFor))
+	var last error
+	_, err := backoff.Retry(waiting, func() (struct{}, error) {
+		last = try()
+		return struct{}{}, last
+	}, backoff.WithBackOff(pauses), backoff.WithMaxElapsedTime(cleanUpFor))
+	if err != nil && last != nil {
+		return last
+	}
 	return err
 }

@@ -104,6 +104,10 @@ func (r *testRuntime) MaxLeaseTTL() time.Duration {
 	return 768 * time.Hour
 }
 
+func (r *testRuntime) Stopping() <-chan struct{} { return r.ctx.Done() }
+
+func (r *testRuntime) DeadlineGrace() time.Duration { return 2 * time.Minute }
+
 func (r *testRuntime) MountID() string { return "11f8ad54-4e54-4b3b-a1ea-b8a3a4a7f0aa" }
 
 func (r *testRuntime) Logger() hclog.Logger {
