@@ -56,7 +56,11 @@ func newEngine(mount string) *engine {
 		RunningVersion: Version,
 		Paths:          e.paths.Paths(),
 		Secrets:        e.paths.Secrets(),
-		PathsSpecial:   &logical.Paths{SealWrapStorage: e.paths.SealWrapped()},
+		PathsSpecial: &logical.Paths{
+			SealWrapStorage: e.paths.SealWrapped(),
+			// Each cluster rolls back what it began itself.
+			LocalStorage: []string{framework.WALPrefix},
+		},
 		InitializeFunc: e.initialize,
 
 		PeriodicFunc:      e.periodic,

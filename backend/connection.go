@@ -3,6 +3,9 @@ package backend
 import (
 	"context"
 	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
 
 	"vault-plugin-secrets-nomad/client"
 	"vault-plugin-secrets-nomad/paths"
@@ -58,18 +61,61 @@ func (c *connections) close() {
 
 // identify learns the accessor of the engine's own token while Nomad accepts
 // it: once Nomad does not, nobody can tell which token it was. It also learns
-// the agent's region, and how far away Nomad lets a token's expiry be.
+// the agent's region, and how far away Nomad lets a token's expiry be. While
+// Nomad is away it asks again, as long as the connection is in force.
 func (e *engine) identify(ctx context.Context, nomad *client.Client) {
+	pauses := backoff.NewExponentialBackOff()
+	pauses.InitialInterval, pauses.MaxInterval = time.Second, time.Minute
+	for {
+		err := e.ask(ctx, nomad)
+		if err == nil || !mayPass(err) {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-e.Stopping():
+			return
+		case <-time.After(pauses.NextBackOff()):
+		}
+		if !e.inForce(nomad) {
+			return
+		}
+	}
+}
+
+// mayPass reports whether the same question may get an answer later.
+func mayPass(err error) bool {
+	switch problem, _ := client.ProblemOf(err); problem {
+	case client.Unreachable, client.Unavailable, client.Busy, client.Uncertain:
+		return true
+	default:
+		return false
+	}
+}
+
+// ask asks once who the engine's own token is, and what Nomad allows.
+func (e *engine) ask(ctx context.Context, nomad *client.Client) error {
 	own, err := nomad.Self(ctx)
 	switch {
 	case err != nil:
 		e.Logger().Warn("Nomad does not say who the engine's own token is", "error", err)
+		return err
 	case own.Type != client.TypeManagement:
 		e.Logger().Warn("the engine's own token is not a management token, so it cannot make tokens", "accessor", own.Accessor, "type", own.Type)
-	default:
-		e.Logger().Debug("connected to Nomad", "address", nomad.Address(), "accessor", own.Accessor)
-		if err := nomad.LearnAgent(ctx); err != nil {
-			e.Logger().Debug("Nomad does not show its configuration; it is done without", "reason", err)
-		}
+		return nil
 	}
+	e.Logger().Debug("connected to Nomad", "address", nomad.Address(), "accessor", own.Accessor)
+	if err := nomad.LearnAgent(ctx); err != nil {
+		e.Logger().Debug("Nomad does not show its configuration; it is done without", "reason", err)
+		return err
+	}
+	return nil
+}
+
+// inForce reports whether the connection is the one that is kept.
+func (c *connections) inForce(nomad *client.Client) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.current == nomad
 }

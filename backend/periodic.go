@@ -2,11 +2,14 @@ package backend
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
+
+	"vault-plugin-secrets-nomad/paths"
 )
 
 // Builds for tests shorten these with -ldflags -X.
@@ -63,8 +66,9 @@ func (e *engine) periodic(_ context.Context, req *logical.Request) error {
 	e.Background(func(ctx context.Context) {
 		swept, err := e.paths.Sweep(ctx, storage)
 		switch {
+		case errors.Is(err, paths.ErrNotConfigured):
 		case err != nil:
-			e.Logger().Debug("the sweep did not come to its end", "reason", err)
+			e.Logger().Warn("the sweep for tokens past their deadline did not come to its end", "error", err)
 		case swept.Overdue > 0:
 			e.Logger().Info("swept tokens that were past their deadline", "seen", swept.Seen, "overdue", swept.Overdue, "deleted", swept.Deleted, "failed", swept.Failed)
 		}

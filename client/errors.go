@@ -241,7 +241,7 @@ func classifyTransport(err error, sent bool, timeout time.Duration) (Problem, st
 	case errors.As(err, &dial) && dial.Op == "dial":
 		return Unreachable, detail
 	case !sent && errors.Is(err, context.DeadlineExceeded):
-		return Unreachable, fmt.Sprintf("no connection within %s", timeout)
+		return Unreachable, fmt.Sprintf("no connection within %s: Nomad takes none, or is not done with the %d that this mount has", timeout, maxConnections)
 	case !sent:
 		return Unreachable, detail
 	case isTimeout(err):

@@ -19,7 +19,7 @@ type limits struct {
 	mu       sync.Mutex
 	min, max time.Duration
 	// ignored is set when Nomad made a token without the expiry that it was
-	// asked for, as it does before 1.4.
+	// asked for, as it does before 1.4. That does not pass.
 	ignored bool
 	learned time.Time
 }
@@ -32,29 +32,32 @@ func (c *Client) ExpiryFor(life time.Duration) (expiry time.Duration, ok bool) {
 	l := &c.limits
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.ignored {
+		return 0, false
+	}
 	if time.Since(l.learned) > limitsAge {
 		return life, true
 	}
-	if l.ignored || l.max > 0 && life > l.max {
+	if l.max > 0 && life > l.max {
 		return 0, false
 	}
 	return max(life, l.min), true
 }
 
-// LongestExpiry is the farthest expiry that Nomad allows; ok is false while
-// that is not known.
+// LongestExpiry is the farthest expiry that Nomad was last known to allow; ok is
+// false while that is not known.
 func (c *Client) LongestExpiry() (longest time.Duration, ok bool) {
 	l := &c.limits
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.max, l.max > 0 && time.Since(l.learned) <= limitsAge
+	return l.max, l.max > 0
 }
 
 func (l *limits) learn(change func(l *limits)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if time.Since(l.learned) > limitsAge {
-		l.min, l.max, l.ignored = 0, 0, false
+		l.min, l.max = 0, 0
 	}
 	change(l)
 	l.learned = time.Now()

@@ -116,7 +116,11 @@ func (c *Client) DeleteToken(ctx context.Context, accessor, region string) error
 }
 
 func (c *Client) deleteIn(ctx context.Context, region, accessor string) error {
-	return c.call(ctx, "delete ACL token "+accessor, func(ctx context.Context) error {
+	doing := "delete ACL token " + accessor
+	if region != "" {
+		doing += " of region " + region
+	}
+	return c.call(ctx, doing, func(ctx context.Context) error {
 		meta, err := c.nomad.ACLTokens().Delete(accessor, (&api.WriteOptions{Region: region}).WithContext(ctx))
 		if err == nil && meta.LastIndex == 0 {
 			// Nomad tells where in its log the deletion is; a stranger's page does not.
@@ -184,11 +188,49 @@ func (c *Client) deleteNamedIn(ctx context.Context, region, name string) (delete
 	return deleted, err
 }
 
+// DeleteTokensAmong deletes every token whose name contains a text and is one of
+// names, and tells the names of those that it deleted; also when it then failed.
+// It costs one list however many names there are, and one more for each further
+// region while some are not found: see DeleteTokensNamed.
+func (c *Client) DeleteTokensAmong(ctx context.Context, text string, names map[string]bool) (deleted []string, err error) {
+	deleted, err = c.deleteAmongIn(ctx, "", text, names)
+	if err != nil || len(deleted) >= len(names) {
+		return deleted, err
+	}
+	regions, err := c.regions(ctx)
+	if err != nil || len(regions) < 2 {
+		return deleted, err
+	}
+	for _, region := range regions {
+		more, err := c.deleteAmongIn(ctx, region, text, names)
+		deleted = append(deleted, more...)
+		if err != nil {
+			return deleted, err
+		}
+	}
+	return deleted, nil
+}
+
+func (c *Client) deleteAmongIn(ctx context.Context, region, text string, names map[string]bool) (deleted []string, err error) {
+	query := &api.QueryOptions{Region: region, Filter: containsFilter(text)}
+	err = c.eachToken(ctx, "look up ACL tokens by their names", query, func(stub *api.ACLTokenListStub) error {
+		if !names[stub.Name] {
+			return nil
+		}
+		if err := c.deleteIn(ctx, region, stub.AccessorID); err != nil && !IsGone(err) {
+			return err
+		}
+		deleted = append(deleted, stub.Name)
+		return nil
+	})
+	return deleted, err
+}
+
 // EachTokenWith visits the tokens whose name contains a text, of the region that
 // answers, page by page; the first error of visit ends it. It may be told what a
 // server that is behind knows (stale), and costs Nomad a look at every token.
 func (c *Client) EachTokenWith(ctx context.Context, text string, visit func(Token) error) error {
-	query := &api.QueryOptions{Filter: "Name contains `" + text + "`", AllowStale: true}
+	query := &api.QueryOptions{Filter: containsFilter(text), AllowStale: true}
 	return c.eachToken(ctx, "list ACL tokens", query, func(stub *api.ACLTokenListStub) error {
 		if !strings.Contains(stub.Name, text) {
 			return nil
@@ -236,6 +278,14 @@ func nameFilter(name string) string {
 		return ""
 	}
 	return "Name == `" + name + "`"
+}
+
+// containsFilter finds the names that contain a text, likewise.
+func containsFilter(text string) string {
+	if strings.Contains(text, "`") {
+		return ""
+	}
+	return "Name contains `" + text + "`"
 }
 
 // Bootstrap bootstraps Nomad's ACLs with a secret of the caller's choice and

@@ -151,6 +151,10 @@ func (e *Engine) readAccess(ctx context.Context, req *logical.Request, _ *framew
 func (e *Engine) writeAccess(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
 	e.writingAccess.Lock()
 	defer e.writingAccess.Unlock()
+	// It may have waited for another's bootstrap, and its caller not.
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
 
 	access, err := read[Access](ctx, req.Storage, accessKey)
 	if err != nil {

@@ -94,7 +94,10 @@ func (e *Engine) issue(ctx context.Context, req *logical.Request, d *framework.F
 	if err != nil {
 		return e.answer(ctx, req, err)
 	}
-	life := e.longestLife(t)
+	life, err := e.longestLife(t)
+	if err != nil {
+		return nil, err
+	}
 	deadline := time.Now().Add(life + e.runtime.DeadlineGrace())
 	token, err := e.mint(ctx, req.Storage, nomad, client.NewToken{
 		Name:     tokenName(name, req.DisplayName, e.runtime.MountID(), deadline, access.nameLimit()),

@@ -25,6 +25,7 @@ type Nomad interface {
 	CreateToken(ctx context.Context, wanted client.NewToken) (*client.Token, error)
 	DeleteToken(ctx context.Context, accessor, region string) error
 	DeleteTokensNamed(ctx context.Context, name string) (deleted int, err error)
+	DeleteTokensAmong(ctx context.Context, text string, names map[string]bool) (deleted []string, err error)
 	EachTokenWith(ctx context.Context, text string, visit func(client.Token) error) error
 	ExpiryFor(life time.Duration) (expiry time.Duration, ok bool)
 	LongestExpiry() (longest time.Duration, ok bool)
@@ -66,6 +67,8 @@ type Engine struct {
 	// two partial writes do not undo each other. No read waits for these.
 	writingAccess sync.Mutex
 	writingRoles  sync.Mutex
+
+	cleaner cleaner
 
 	// sweeping is held by the one sweep that runs.
 	sweeping sync.Mutex
@@ -135,7 +138,7 @@ func (e *Engine) nomad(access *Access) (Nomad, error) {
 		return nil, &settingsError{err}
 	}
 	if !nomad.HasToken() {
-		return nil, errNotConfigured
+		return nil, ErrNotConfigured
 	}
 	return nomad, nil
 }

@@ -5,14 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strconv"
 
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-nomad/client"
 )
 
-// errNotConfigured: there is no token to talk to Nomad with.
-var errNotConfigured = errors.New("config/access holds no Nomad token yet, and the environment of Vault holds none in NOMAD_TOKEN")
+// ErrNotConfigured says that there is no token to talk to Nomad with.
+var ErrNotConfigured = errors.New("config/access holds no Nomad token yet, and the environment of Vault holds none in NOMAD_TOKEN")
 
 // settingsError: the stored settings, or the environment, cannot be made into a
 // connection.
@@ -44,7 +45,7 @@ func (e *Engine) explain(ctx context.Context, req *logical.Request, err error) e
 	var settings *settingsError
 	var failure *client.Error
 	switch {
-	case errors.Is(err, errNotConfigured):
+	case errors.Is(err, ErrNotConfigured):
 		return logical.CodedError(http.StatusBadRequest, fmt.Sprintf("%s; write one: vault write %s address=… token=<secret ID of a management token>", err, configPath))
 	case errors.As(err, &settings):
 		return logical.CodedError(http.StatusBadRequest, fmt.Sprintf("%s; set it right with: vault write %s …", err, configPath))
@@ -92,7 +93,11 @@ func advice(failure *client.Error, configPath string) string {
 	case client.ACLDisabled:
 		return "There are no tokens without ACLs: set acl { enabled = true } in the configuration of Nomad's servers"
 	case client.AlreadyBootstrapped:
-		return fmt.Sprintf("Only the first bootstrap gives a token. Make a management token with the one that it gave (nomad acl token create -type=management) and write it: %stoken=<its secret ID>. If every management token is lost, write %d to the file acl-bootstrap-reset in the data directory of Nomad's leader, and write here again without a token", write, failure.ResetIndex)
+		index := "the reset index"
+		if failure.ResetIndex > 0 {
+			index = strconv.FormatUint(failure.ResetIndex, 10)
+		}
+		return fmt.Sprintf("Only the first bootstrap gives a token. Make a management token with the one that it gave (nomad acl token create -type=management) and write it: %stoken=<its secret ID>. If every management token is lost, write %s to the file acl-bootstrap-reset in the data directory of Nomad's leader, and write here again without a token", write, index)
 	case client.Invalid, client.ExpiryRefused:
 		return "Nomad takes what it was asked to do as malformed; the role, or config/access, asks for something that this Nomad does not know"
 	case client.NotNomad:

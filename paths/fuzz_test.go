@@ -30,6 +30,9 @@ func (noNetwork) EachTokenWith(context.Context, string, func(client.Token) error
 }
 func (noNetwork) ExpiryFor(life time.Duration) (time.Duration, bool) { return life, true }
 func (noNetwork) LongestExpiry() (time.Duration, bool)               { return 0, false }
+func (noNetwork) DeleteTokensAmong(context.Context, string, map[string]bool) ([]string, error) {
+	return nil, &client.Error{Problem: client.Unreachable}
+}
 func (noNetwork) Bootstrap(context.Context, string) (*client.Token, error) {
 	return nil, &client.Error{Problem: client.Unreachable}
 }

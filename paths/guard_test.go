@@ -394,15 +394,61 @@ func TestACallerThatGivesUpLeavesNoEntryEither(t *testing.T) {
 					carryOut(w, r)
 				})
 			}
-			response, err := m.do(ctx, logical.ReadOperation, "creds/dev", nil)
-			m.storage.Hold(nil)
-			if when == "delete" && err == nil && !response.IsError() {
-				// It had the token by then; Vault stores the lease or revokes it.
-				return
+			if response, err := m.do(ctx, logical.ReadOperation, "creds/dev", nil); err == nil && !response.IsError() {
+				t.Error("a caller that gave up was answered")
 			}
+			m.storage.Hold(nil)
 			eventually(t, "no entry", func() bool { return len(m.entries()) == 0 })
 			eventually(t, "no token", func() bool { return len(nomad.Tokens()) == 1 })
 			giveUp()
 		})
+	}
+}
+
+// A proxy in front of Nomad that loses every answer costs neither a search each
+// nor a flood of requests.
+func TestManyLostAnswersAreLookedForTogether(t *testing.T) {
+	m, nomad, _ := newConfigured(t)
+	m.write("role/dev", "max_ttl", "1h")
+	m.issue("dev")
+	const lost = 100
+	nomad.On(http.MethodPut, "/v1/acl/token", lost, fakenomad.Answer(502, "bad gateway"))
+	before := len(nomad.Requests())
+	for range lost {
+		if _, err := m.do(context.Background(), logical.ReadOperation, "creds/dev", nil); err == nil {
+			t.Fatal("answered")
+		}
+	}
+	time.Sleep(time.Second)
+	if extra := len(nomad.Requests()) - before - lost; extra == 0 || extra > 20 {
+		t.Errorf("%d requests to look for what %d lost answers may have left", extra, lost)
+	}
+}
+
+// A token that Nomad has ended by itself needs no Nomad to be revoked.
+func TestAnExpiredTokenRevokesWhoeverIsAway(t *testing.T) {
+	m, nomad, _ := newConfigured(t)
+	m.write("role/dev", "max_ttl", "1h")
+	secret := leaseOf(t, m.issue("dev"))
+	nomad.On(http.MethodDelete, "/v1/acl/token/", 100, fakenomad.Answer(500, "No path to region"))
+	if _, err := m.onLease(logical.RevokeOperation, secret); err == nil {
+		t.Error("a token that lives counts as revoked")
+	}
+	secret.InternalData["expires"] = deadlineText(time.Now().Add(-time.Hour))
+	if response, err := m.onLease(logical.RevokeOperation, secret); response != nil || err != nil {
+		t.Errorf("%v %v", response, err)
+	}
+}
+
+// The name's deadline and Nomad's expiry both bound a renewal.
+func TestNoLeaseIsRenewedPastTheDeadlineInTheName(t *testing.T) {
+	m, nomad, _ := newConfigured(t)
+	nomad.SetExpiryLimits(time.Hour, 24*time.Hour)
+	m.write("role/dev", "max_ttl", "1m")
+	secret := leaseOf(t, m.issue("dev"))
+	m.write("role/dev", "max_ttl", "1h")
+	response, err := m.onLease(logical.RenewOperation, secret)
+	if err != nil || response.IsError() || response.Secret.MaxTTL > time.Minute+m.runtime.DeadlineGrace() {
+		t.Errorf("%v %v", response, err)
 	}
 }

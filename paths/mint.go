@@ -13,9 +13,8 @@ import (
 )
 
 const (
-	// cleanUpFor is how long a token that nobody waits for is looked for and
-	// deleted. A request that was held up on its way to Nomad can still be
-	// carried out after its answer was given up on.
+	// cleanUpFor is how long the deletion of a token that nobody waits for is
+	// tried, before it is left to the rollback.
 	cleanUpFor = 5 * time.Minute
 	// cleanUpAtMost is the longest pause between two tries.
 	cleanUpAtMost = 30 * time.Second
@@ -82,6 +81,10 @@ func (m *minting) withEntry(ctx context.Context) (*client.Token, error) {
 	if err := m.end(context.WithoutCancel(ctx)); err != nil {
 		m.discardLater(made{token: token})
 		return nil, err
+	}
+	if ctx.Err() != nil {
+		m.discardLater(made{token: token})
+		return nil, ctx.Err()
 	}
 	return token, nil
 }
@@ -157,10 +160,6 @@ func isUncertain(err error) bool {
 	return errors.As(err, &failure) && failure.MayHaveHappened()
 }
 
-// errNotSeen says that no token of a name is there, which proves nothing while
-// the request that would make it may still be on its way.
-var errNotSeen = errors.New("no token of this name was seen")
-
 // discard sees that there is no token that nobody waits for any more. If the
 // process dies first, or Nomad stays away, a write-ahead entry has it done later.
 func (m *minting) discard(ctx context.Context, result made) {
@@ -175,35 +174,25 @@ func (m *minting) discard(ctx context.Context, result made) {
 		// The clean-up goes on all the same, in memory.
 		log.Warn("cannot note that a token is to be cleaned up", "name", m.wanted.Name, "error", err)
 	}
-	err := keepTrying(ctx, m.engine.runtime.Stopping(), func() error { return m.delete(ctx, result) })
-	if errors.Is(err, errNotSeen) && m.engine.isStopping() {
-		// Too soon to tell; the entry stays.
+	if result.token == nil {
+		m.engine.lookFor(m)
 		return
 	}
-	if err != nil && !errors.Is(err, errNotSeen) {
-		log.Error("a token that nobody got may be left in Nomad; the engine will try again", "name", m.wanted.Name, "error", err)
+	err := keepTrying(ctx, m.engine.runtime.Stopping(), func() error {
+		err := m.nomad.DeleteToken(ctx, result.token.Accessor, result.token.Region)
+		if client.IsGone(err) {
+			return nil
+		}
+		return err
+	})
+	if err != nil {
+		log.Error("a token that nobody got is left in Nomad for now; its entry, its expiry or the sweep ends it", "name", m.wanted.Name, "accessor", result.token.Accessor, "error", err)
 		return
 	}
 	log.Info("a token that nobody got was cleaned up", "name", m.wanted.Name)
 	if err := m.end(ctx); err != nil {
 		log.Debug("the entry of a token that is gone is left for the rollback", "error", err)
 	}
-}
-
-// delete deletes the token by its accessor where that is known.
-func (m *minting) delete(ctx context.Context, result made) error {
-	if result.token != nil {
-		err := m.nomad.DeleteToken(ctx, result.token.Accessor, result.token.Region)
-		if client.IsGone(err) {
-			return nil
-		}
-		return err
-	}
-	deleted, err := m.nomad.DeleteTokensNamed(ctx, m.wanted.Name)
-	if err == nil && deleted == 0 {
-		return errNotSeen
-	}
-	return err
 }
 
 // keepTrying tries until it succeeds, with growing, jittered pauses. Once the

@@ -40,7 +40,7 @@ func (e *Engine) Rollback(ctx context.Context, req *logical.Request, kind string
 	}
 	switch deadline, ours := deadlineOf(e.runtime.MountID(), name); {
 	case err == nil:
-		log.Info("a token that nobody got was rolled back", "name", name, "found", deleted)
+		log.Info("rolled back what a write-ahead entry stood for", "name", name, "tokens", deleted)
 		return nil
 	case ours && time.Since(deadline) > giveUpAfter:
 		log.Error("a token that nobody got could not be deleted, and is left to the sweep", "name", name, "error", err)

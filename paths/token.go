@@ -21,6 +21,7 @@ const (
 	internalAccessor = "accessor_id"
 	internalRole     = "role"
 	internalDeadline = "deadline"
+	internalExpires  = "expires"
 	internalRegion   = "region"
 )
 
@@ -36,25 +37,25 @@ func (e *Engine) secretToken() *framework.Secret {
 	}
 }
 
-// leased puts a token under a lease. The lease remembers the token's own end:
-// when Nomad ends it, or else the deadline in its name.
+// leased puts a token under a lease. The lease remembers the token's own ends:
+// when Nomad ends it, and the deadline in its name.
 func (e *Engine) leased(token *client.Token, role string, t terms, deadline time.Time) *logical.Response {
 	data := map[string]any{
 		"secret_id":       token.Secret,
 		"accessor_id":     token.Accessor,
 		"expiration_time": nil,
 	}
-	end := deadline
-	if !token.Expires.IsZero() {
-		end = token.Expires
-		data["expiration_time"] = token.Expires.UTC().Format(time.RFC3339)
-	}
-	response := e.secretToken().Response(data, map[string]any{
+	internal := map[string]any{
 		internalAccessor: token.Accessor,
 		internalRole:     role,
-		internalDeadline: deadlineText(end),
+		internalDeadline: deadlineText(deadline),
 		internalRegion:   token.Region,
-	})
+	}
+	if !token.Expires.IsZero() {
+		internal[internalExpires] = deadlineText(token.Expires)
+		data["expiration_time"] = token.Expires.UTC().Format(time.RFC3339)
+	}
+	response := e.secretToken().Response(data, internal)
 	response.Secret.TTL, response.Secret.MaxTTL = t.ttl, t.max
 	return response
 }
@@ -78,15 +79,17 @@ func (e *Engine) renew(ctx context.Context, req *logical.Request, _ *framework.F
 	if err != nil {
 		return nil, err
 	}
-	if text, _ := secret.InternalData[internalDeadline].(string); text != "" {
-		if end, ok := parseDeadline(text); ok {
-			left := end.Sub(secret.IssueTime)
-			if left <= 0 || !time.Now().Before(end) {
-				return logical.ErrorResponse("the token is past its end, which was set when it was issued; read a new one from creds/"), nil
-			}
-			if t.max == 0 || left < t.max {
-				t.max = left
-			}
+	for _, each := range []string{internalDeadline, internalExpires} {
+		end, ok := timeIn(secret, each)
+		if !ok {
+			continue
+		}
+		left := end.Sub(secret.IssueTime)
+		if left <= 0 || !time.Now().Before(end) {
+			return logical.ErrorResponse("the token is past its end, which was set when it was issued; read a new one from creds/"), nil
+		}
+		if t.max == 0 || left < t.max {
+			t.max = left
 		}
 	}
 	t, _ = t.capped(false)
@@ -107,8 +110,19 @@ func (e *Engine) revoke(ctx context.Context, req *logical.Request, _ *framework.
 	if err == nil {
 		err = nomad.DeleteToken(ctx, accessor, region)
 	}
-	if err != nil && !client.IsGone(err) {
-		return nil, e.explain(ctx, req, err)
+	if err == nil || client.IsGone(err) {
+		return nil, nil
 	}
-	return nil, nil
+	if expires, ok := timeIn(req.Secret, internalExpires); ok && time.Since(expires) > e.runtime.DeadlineGrace() {
+		// Nomad has ended it by itself, and needs nobody for that.
+		e.runtime.Logger().Info("a token that expired counts as revoked, though Nomad cannot be asked", "accessor", accessor, "error", err)
+		return nil, nil
+	}
+	return nil, e.explain(ctx, req, err)
+}
+
+// timeIn reads a time out of a lease's InternalData, whatever is in there.
+func timeIn(secret *logical.Secret, key string) (time.Time, bool) {
+	text, _ := secret.InternalData[key].(string)
+	return parseDeadline(text)
 }

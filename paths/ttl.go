@@ -2,6 +2,7 @@ package paths
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -68,12 +69,17 @@ func (t terms) capped(asked bool) (capped terms, warnings []string) {
 // longestLife is how long a lease of these terms can last at the most. It asks
 // Vault, each time, since the mount's maximum changes without notice: it may be
 // shorter than ours, and a token must not outlive the lease.
-func (e *Engine) longestLife(t terms) time.Duration {
+func (e *Engine) longestLife(t terms) (time.Duration, error) {
 	life := e.runtime.MaxLeaseTTL()
-	if t.max > 0 && (life <= 0 || t.max < life) {
-		return t.max
+	switch {
+	case life <= 0:
+		// How the SDK tells that Vault did not answer.
+		return 0, errors.New("Vault does not tell the mount's maximum TTL; try again")
+	case t.max > 0 && t.max < life:
+		return t.max, nil
+	default:
+		return life, nil
 	}
-	return life
 }
 
 // warnOfExpiry tells what a maximum costs that is longer than Nomad lets a

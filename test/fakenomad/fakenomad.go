@@ -35,6 +35,8 @@ type Server struct {
 	ACLDisabled bool
 	// IgnoresSecret is a Nomad before 1.4, which chooses the bootstrap secret.
 	IgnoresSecret bool
+	// ClientAgent is an agent that is no server, which passes requests on.
+	ClientAgent bool
 	// IgnoresExpiry is a Nomad before 1.4, which makes tokens that never expire.
 	IgnoresExpiry bool
 
@@ -106,6 +108,19 @@ func (s *Server) Add(token *api.ACLToken) {
 	if !created.IsZero() {
 		token.CreateTime = created
 	}
+}
+
+// agent is the part of an agent's configuration that a client reads. Nomad shows
+// the limits as they are configured: 0 is the default.
+func (s *Server) agent(r *http.Request) (any, *refusal) {
+	if !s.ACLDisabled && !s.isManagement(r, s.Local) {
+		return nil, denied
+	}
+	return map[string]any{"config": map[string]any{
+		"Region": s.Local,
+		"Server": map[string]any{"Enabled": !s.ClientAgent, "AuthoritativeRegion": s.Regions[0]},
+		"ACL":    map[string]any{"TokenMinExpirationTTL": s.minExpiry, "TokenMaxExpirationTTL": s.maxExpiry},
+	}}, nil
 }
 
 // Forget drops every token, as a new cluster behind the same address does.
@@ -252,6 +267,8 @@ func (s *Server) dispatch(w http.ResponseWriter, r *http.Request) (any, *refusal
 	switch {
 	case r.URL.Path == "/v1/regions" && get:
 		return s.Regions, nil
+	case r.URL.Path == "/v1/agent/self" && get:
+		return s.agent(r)
 	case r.URL.Path == "/v1/acl/bootstrap" && put:
 		return s.serveBootstrap(r)
 	case r.URL.Path == "/v1/acl/token/self" && get:
