@@ -53,17 +53,17 @@ func (e *Engine) pathAccess() *framework.Path {
 		Fields: map[string]*framework.FieldSchema{
 			"address": {
 				Type:         framework.TypeString,
-				Description:  "Nomad's address, as in \"https://nomad.example.com:4646\". Left out: NOMAD_ADDR in the environment of Vault, or else http://127.0.0.1:4646.",
+				Description:  "Nomad's address, as in \"https://nomad.example.com:4646\". Also unix:///path. Left out or empty: NOMAD_ADDR in the environment of Vault, or else http://127.0.0.1:4646.",
 				DisplayAttrs: &framework.DisplayAttributes{Name: "Address"},
 			},
 			"token": {
 				Type:         framework.TypeString,
-				Description:  "The secret ID of a Nomad management token. Left out on the first write: Nomad's ACLs are bootstrapped, and the token that comes of it is kept. Left out later: the stored one stays.",
+				Description:  "The secret ID of a Nomad management token. Left out on the first write: Nomad's ACLs are bootstrapped, and the token that comes of it is kept. Left out or empty later: the stored one stays.",
 				DisplayAttrs: &framework.DisplayAttributes{Name: "Token", Sensitive: true},
 			},
 			"max_token_name_length": {
 				Type:         framework.TypeInt,
-				Description:  fmt.Sprintf("How long the names of tokens may be, in bytes. 0: as long as Nomad takes them, %d.", client.MaxNameLength),
+				Description:  fmt.Sprintf("How long the names of tokens may be, in bytes. 0: as long as Nomad takes them, %d. Less than %d counts as that.", client.MaxNameLength, minNameLength),
 				DisplayAttrs: &framework.DisplayAttributes{Name: "Max token name length"},
 			},
 			"ca_cert": {
@@ -170,7 +170,7 @@ func (e *Engine) writeAccess(ctx context.Context, req *logical.Request, d *frame
 	bootstrapping := access.Token == ""
 	if bootstrapping {
 		if err := e.bootstrap(ctx, req.Storage, access); err != nil {
-			return e.answer(ctx, req, err)
+			return e.answer(ctx, req, &nothingStored{err})
 		}
 	}
 	if err := e.settings.write(ctx, req.Storage, accessKey, access); err != nil {
@@ -196,6 +196,7 @@ func (e *Engine) deleteAccess(ctx context.Context, req *logical.Request, _ *fram
 func (a *Access) change(d *framework.FieldData) (warnings []string, err error) {
 	var problems []error
 	if address, ok := given[string](d, "address"); ok {
+		address = strings.TrimSpace(address)
 		a.Address = address
 		warning, err := checkAddress(address)
 		if warning != "" {

@@ -280,7 +280,7 @@ func TestBootstrapOfAClusterThatSomebodyElseBootstrapped(t *testing.T) {
 	nomad, management := fakenomad.NewBootstrapped(t)
 	m := newMount(t)
 	text := m.refused("config/access", "address", nomad.URL)
-	mustContain(t, text, "ACL bootstrap already done (reset index: 8)", "vault write nomad/config/access token=", "write 8 to the file acl-bootstrap-reset")
+	mustContain(t, text, "ACL bootstrap already done (reset index: 8)", "vault write nomad/config/access token=", "write 8 to the file server/acl-bootstrap-reset", "Nothing was stored")
 	if m.read("config/access") != nil {
 		t.Error("a config was stored")
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 
 	"github.com/hashicorp/vault/sdk/logical"
 
@@ -22,6 +23,14 @@ type settingsError struct{ cause error }
 func (e *settingsError) Error() string { return e.cause.Error() }
 
 func (e *settingsError) Unwrap() error { return e.cause }
+
+// nothingStored is an error of a first write, which left nothing behind that a
+// next write could build on.
+type nothingStored struct{ cause error }
+
+func (e *nothingStored) Error() string { return e.cause.Error() }
+
+func (e *nothingStored) Unwrap() error { return e.cause }
 
 // answer is the one place where an error becomes what a caller sees. What the
 // caller can mend is a 400; what is Nomad's is a 502, 503 or 504, with what to
@@ -44,13 +53,18 @@ func (e *Engine) explain(ctx context.Context, req *logical.Request, err error) e
 	configPath := mountPoint(req) + accessKey
 	var settings *settingsError
 	var failure *client.Error
+	var nothing *nothingStored
+	more := ""
+	if errors.As(err, &nothing) {
+		more = ". Nothing was stored: give the address and all other fields again with it"
+	}
 	switch {
 	case errors.Is(err, ErrNotConfigured):
 		return logical.CodedError(http.StatusBadRequest, fmt.Sprintf("%s; write one: vault write %s address=… token=<secret ID of a management token>", err, configPath))
 	case errors.As(err, &settings):
 		return logical.CodedError(http.StatusBadRequest, fmt.Sprintf("%s; set it right with: vault write %s …", err, configPath))
 	case errors.As(err, &failure):
-		return logical.CodedError(status(failure), failure.Error()+". "+advice(failure, configPath))
+		return logical.CodedError(status(failure), strings.TrimRight(failure.Error(), ".")+". "+advice(failure, configPath)+more)
 	default:
 		return err
 	}
@@ -97,7 +111,7 @@ func advice(failure *client.Error, configPath string) string {
 		if failure.ResetIndex > 0 {
 			index = strconv.FormatUint(failure.ResetIndex, 10)
 		}
-		return fmt.Sprintf("Only the first bootstrap gives a token. Make a management token with the one that it gave (nomad acl token create -type=management) and write it: %stoken=<its secret ID>. If every management token is lost, write %s to the file acl-bootstrap-reset in the data directory of Nomad's leader, and write here again without a token", write, index)
+		return fmt.Sprintf("Only the first bootstrap gives a token. Make a management token with the one that it gave (nomad acl token create -type=management) and write it: %stoken=<its secret ID>. If every management token is lost, write %s to the file server/acl-bootstrap-reset in the data directory of Nomad's leader, and write here again without a token", write, index)
 	case client.Invalid, client.ExpiryRefused:
 		return "Nomad takes what it was asked to do as malformed; the role, or config/access, asks for something that this Nomad does not know"
 	case client.NotNomad:
@@ -122,9 +136,9 @@ func advice(failure *client.Error, configPath string) string {
 		return "No TLS connection came about; check the certificates on both sides and the TLS versions"
 	default:
 		if failure.Doing == client.Creating {
-			return "Whether Nomad did it is not known. The engine cleans up what may be left; try again"
+			return "Whether Nomad did it is not known. The engine cleans up what may be left; try again. If it stays so, check that it is Nomad that answers at this address"
 		}
-		return "Whether Nomad did it is not known; try again, as Vault does by itself with a revocation"
+		return "Whether Nomad did it is not known; try again, as Vault does by itself with a revocation. If it stays so, check that it is Nomad that answers at this address"
 	}
 }
 

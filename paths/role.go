@@ -175,7 +175,11 @@ func (e *Engine) writeRole(ctx context.Context, req *logical.Request, d *framewo
 	if err := e.settings.write(ctx, req.Storage, roleKey(d), role); err != nil {
 		return nil, err
 	}
-	return written(req, d, e.warnOfExpiry(ctx, req.Storage, "the role's max_ttl", role.MaxTTL)...), nil
+	var warnings []string
+	if _, ok := given[int](d, "max_ttl"); ok {
+		warnings = e.warnOfExpiry(ctx, req.Storage, "the role's max_ttl", role.MaxTTL)
+	}
+	return written(req, d, warnings...), nil
 }
 
 // change sets what the request names. Its errors are the caller's.
@@ -229,7 +233,7 @@ func givenPolicies(d *framework.FieldData) (policies []string, ok bool, err erro
 	case !aliasOK:
 		return policies, ok, nil
 	case ok && !slices.Equal(policies, alias):
-		return nil, false, fmt.Errorf("policy: says something else than policies, which it is another name for; give one of them")
+		return nil, false, fmt.Errorf("policy: is the same field as policies, and says something else; give one of them")
 	default:
 		return alias, true, nil
 	}

@@ -47,7 +47,7 @@ Each token's name tells the mount that made it and the time after which no lease
 can stand for it. This looks at all tokens of this mount in Nomad and deletes
 those that are past that time. It never touches any other token.
 
-It runs by itself every few minutes; a token that Nomad ends by itself, and one
+It runs by itself every ten minutes; a token that Nomad ends by itself, and one
 whose lease was revoked, need none of it.`,
 	}
 }

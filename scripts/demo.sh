@@ -81,10 +81,13 @@ export PATH=${PATH%%:*}:\$PATH
 and then, for example:
 
 vault read nomad/creds/developer
-vault write nomad/role/reader policies=readonly
-vault path-help nomad/role/reader
+vault write nomad/role/ci policies=developer ttl=10m max_ttl=1h
+vault read nomad/creds/ci
+vault path-help nomad/role/ci
 vault lease revoke -prefix -sync nomad/
 nomad acl token list
 END
+# Ctrl-C is how this is meant to end.
+trap 'exit 0' INT
 sleep infinity &
 wait $!
