@@ -452,3 +452,35 @@ func TestNoLeaseIsRenewedPastTheDeadlineInTheName(t *testing.T) {
 		t.Errorf("%v %v", response, err)
 	}
 }
+
+// Vault lets the leases of batch tokens come to be renewed after their end.
+func TestALeaseThatHasEndedIsNotRenewed(t *testing.T) {
+	m, _, _ := newConfigured(t)
+	m.write("role/dev", "ttl", "10m", "max_ttl", "10h")
+	secret := leaseOf(t, m.issue("dev"))
+	renew := func() *logical.Response {
+		t.Helper()
+		response, err := m.onLease(logical.RenewOperation, secret)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return response
+	}
+	secret.IssueTime = time.Now().Add(-9 * time.Minute)
+	if response := renew(); response.IsError() {
+		t.Fatalf("in time: %v", response.Error())
+	}
+	// That was a renewal now; Vault stores it with the lease.
+	secret.IssueTime = time.Now().Add(-15 * time.Minute)
+	if response := renew(); response.IsError() {
+		t.Fatalf("in time, counted from the renewal: %v", response.Error())
+	}
+	secret.InternalData["renewed"] = deadlineText(time.Now().Add(-11 * time.Minute))
+	if response := renew(); !response.IsError() {
+		t.Error("a lease that ended a minute ago is renewed")
+	}
+	delete(secret.InternalData, "renewed")
+	if response := renew(); !response.IsError() {
+		t.Error("a lease that was never renewed and ended is renewed")
+	}
+}

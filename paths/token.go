@@ -23,6 +23,7 @@ const (
 	internalDeadline = "deadline"
 	internalExpires  = "expires"
 	internalRegion   = "region"
+	internalRenewed  = "renewed"
 )
 
 func (e *Engine) secretToken() *framework.Secret {
@@ -92,10 +93,34 @@ func (e *Engine) renew(ctx context.Context, req *logical.Request, _ *framework.F
 			t.max = left
 		}
 	}
+	if hasEnded(secret) {
+		return logical.ErrorResponse("the lease has ended and cannot be renewed; read a new token from creds/"), nil
+	}
 	t, _ = t.capped(false)
 	secret.TTL, secret.MaxTTL = t.ttl, t.max
+	if secret.InternalData[internalRole] != nil {
+		secret.InternalData[internalRenewed] = deadlineText(time.Now())
+	}
 	return &logical.Response{Secret: secret}, nil
 }
+
+// hasEnded reports whether a lease is past its end. Vault sees to that itself,
+// but not for the leases of batch tokens: those come here until their revocation
+// has succeeded. A lease is counted from its last renewal, which only we note,
+// and lasts for the TTL that Vault then gave it.
+func hasEnded(secret *logical.Secret) bool {
+	from, ok := timeIn(secret, internalRenewed)
+	if !ok {
+		from = secret.IssueTime
+	}
+	if from.IsZero() || secret.TTL <= 0 || secret.InternalData[internalRole] == nil {
+		return false
+	}
+	return time.Since(from) > secret.TTL+endGrace
+}
+
+// endGrace is for times that were cut to whole seconds, and clocks of two nodes.
+const endGrace = 5 * time.Second
 
 // revoke deletes a lease's token. That the region which has the last word knows
 // no such token is success; where that region is not known, all have to say so. Every failure is an error that Vault tries again; none of them is

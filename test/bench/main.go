@@ -92,13 +92,13 @@ func (p *plan) directRound() time.Duration { return p.round / 2 }
 
 // stage is how long one number of callers takes.
 func (p *plan) stage() time.Duration {
-	return time.Duration(p.rounds) * (2*p.round + p.directRound())
+	return time.Duration(p.rounds) * (3*p.round + p.directRound())
 }
 
 // length is how long everything takes, about.
 func (p *plan) length() time.Duration {
 	const startUp, limits = 9 * time.Second, 8 * time.Second
-	return 2*(startUp+3*p.round+time.Duration(len(p.callers))*p.stage()+p.idle) + limits
+	return 2*(startUp+4*p.round+time.Duration(len(p.callers))*p.stage()+p.idle) + limits
 }
 
 func (p *plan) say(format string, args ...any) {
@@ -167,6 +167,7 @@ func (p *plan) measure(ctx context.Context, binaries cluster.Binaries, dir, tran
 	const warmUpCallers = 16
 	p.say("warming up")
 	measured.warmUp.add(load(ctx, s.ours, warmUpCallers, lasting(p.round)))
+	measured.warmUp.add(load(ctx, s.logged, warmUpCallers, lasting(p.round)))
 	load(ctx, s.builtin, warmUpCallers, lasting(p.round))
 	load(ctx, s.direct, warmUpCallers, lasting(p.directRound()))
 	if err := measured.look(s, "after a warm-up"); err != nil {
@@ -214,6 +215,7 @@ func (p *plan) compare(ctx context.Context, s *scene, callers int) row {
 		}
 		turns[round%2]()
 		turns[1-round%2]()
+		row.logged.add(load(ctx, s.logged, callers, lasting(p.round)))
 		row.direct.add(load(ctx, s.direct, callers, lasting(p.directRound())))
 	}
 	return row

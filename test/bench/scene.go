@@ -19,7 +19,8 @@ const (
 	mutualTLS = "mutual TLS"
 	plainHTTP = "plain HTTP"
 
-	name = "bench" // of roles and policies
+	name     = "bench" // of roles and policies
+	longName = "bench-long"
 )
 
 // scene is one Vault with both engines mounted, each with a Nomad of its own.
@@ -31,6 +32,7 @@ type scene struct {
 	pluginVersion string
 
 	ours, builtin target
+	logged        target // ours, of a role whose maximum is beyond Nomad's limit of an expiry
 	direct        target // the same Nomad as ours
 }
 
@@ -53,6 +55,11 @@ func bringUp(ctx context.Context, c *cluster.Cluster, transport string) (_ *scen
 	if s.ours, err = s.mount(ctx, "ours", pluginName, s.nomad); err != nil {
 		return nil, err
 	}
+	if err := s.write(ctx, "ours/role/"+longName, map[string]string{"policies": name, "max_ttl": "48h"}); err != nil {
+		return nil, err
+	}
+	s.logged = s.ours
+	s.logged.url = s.vault.Addr + "/v1/ours/creds/" + longName
 	s.direct, err = directly(s.nomad)
 	return s, err
 }
@@ -93,12 +100,8 @@ func (s *scene) mount(ctx context.Context, path, engine string, nomad *cluster.N
 		{path + "/config/lease", map[string]string{"ttl": "1h", "max_ttl": "2h"}},
 		{path + "/role/" + name, map[string]string{"policies": name}},
 	} {
-		status, answer, err := s.vault.Do(ctx, http.MethodPost, write.path, write.body)
-		if err != nil {
+		if err := s.write(ctx, write.path, write.body); err != nil {
 			return target{}, err
-		}
-		if status >= 300 {
-			return target{}, fmt.Errorf("write %s to Vault: status %d: %v", write.path, status, answer["errors"])
 		}
 	}
 	return target{
@@ -108,6 +111,17 @@ func (s *scene) mount(ctx context.Context, path, engine string, nomad *cluster.N
 		header: http.Header{"X-Vault-Token": {s.vault.RootToken}},
 		holds:  `"secret_id":"`,
 	}, nil
+}
+
+func (s *scene) write(ctx context.Context, path string, body any) error {
+	status, answer, err := s.vault.Do(ctx, http.MethodPost, path, body)
+	if err != nil {
+		return err
+	}
+	if status >= 300 {
+		return fmt.Errorf("write %s to Vault: status %d: %v", path, status, answer["errors"])
+	}
+	return nil
 }
 
 // directly asks Nomad for what an engine asks it. It comes from another
