@@ -14,7 +14,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -115,7 +117,6 @@ func setUp(env *testscript.Env) error {
 	// A failing command is to fail at once, and only once.
 	env.Setenv("VAULT_MAX_RETRIES", "0")
 	env.Setenv("PLUGIN", pluginName)
-	env.Setenv("PLUGIN_PATH", filepath.Join(built.pluginDir, pluginName))
 	env.Setenv("PLUGIN_SHA256", built.sum)
 	env.Setenv("PLUGIN_VERSION", backend.Version)
 	return nil
@@ -206,12 +207,16 @@ func logged(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Fatalf("the log of %s does not hold %s; its end:\n%s", args[0], args[1], raw[max(0, len(raw)-3000):])
 }
 
-// server stop|kill|restart|pause|continue nomad|vault
+// server stop|kill|restart|pause|continue nomad|vault, or kill plugin
 func server(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: server stop|kill|restart|pause|continue nomad|vault")
 	}
 	s := stateOf(ts)
+	if args[1] == "plugin" {
+		ts.Check(killChildren(s.vault.Pid()))
+		return
+	}
 	process, restart := s.nomad.Server, s.nomad.Restart
 	if args[1] == "vault" {
 		process, restart = s.vault.Server, s.vault.Restart
@@ -231,6 +236,33 @@ func server(ts *testscript.TestScript, neg bool, args []string) {
 	default:
 		ts.Fatalf("server: unknown operation %q", args[0])
 	}
+}
+
+// killChildren kills what a process started: of Vault, its plugins.
+func killChildren(parent int) error {
+	files, err := filepath.Glob("/proc/[0-9]*/status")
+	if err != nil {
+		return err
+	}
+	killed := 0
+	for _, file := range files {
+		raw, err := os.ReadFile(file)
+		if err != nil || !strings.Contains(string(raw), fmt.Sprintf("\nPPid:\t%d\n", parent)) {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+		if err != nil {
+			return err
+		}
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			return err
+		}
+		killed++
+	}
+	if killed == 0 {
+		return fmt.Errorf("process %d has started none", parent)
+	}
+	return nil
 }
 
 // capture VAR keeps what the last command printed, for use as $VAR.
