@@ -77,14 +77,14 @@ func (e *Engine) issue(ctx context.Context, req *logical.Request, d *framework.F
 	if err != nil {
 		return nil, err
 	}
-	asked, isAsked := given[int](d, "ttl")
+	asked, _ := given[int](d, "ttl")
 	if asked < 0 {
 		return logical.ErrorResponse("ttl: %d is negative; give a number of seconds or a duration such as \"10m\"", asked), nil
 	}
 	if asked > 0 {
 		t.ttl = time.Duration(asked) * time.Second
 	}
-	t, warnings := t.capped(isAsked)
+	t, warnings := t.capped()
 
 	access, err := load[Access](ctx, &e.settings, req.Storage, accessKey)
 	if err != nil {

@@ -365,7 +365,7 @@ func TestRequestedTTLs(t *testing.T) {
 	m.write("config/lease", "ttl", "3h", "max_ttl", "5h")
 	m.write("role/dev", "ttl", 0)
 	response := m.issue("dev")
-	if response.Secret.TTL != time.Hour || len(response.Warnings) != 0 {
+	if response.Secret.TTL != time.Hour || len(response.Warnings) != 1 {
 		t.Errorf("config/lease's ttl within the role's maximum: %s %q", response.Secret.TTL, response.Warnings)
 	}
 	mustContain(t, m.refused("role/dev", "ttl", "2h"), "ttl: 2h0m0s is longer than max_ttl")

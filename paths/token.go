@@ -96,7 +96,7 @@ func (e *Engine) renew(ctx context.Context, req *logical.Request, _ *framework.F
 	if hasEnded(secret) {
 		return logical.ErrorResponse("the lease has ended and cannot be renewed; read a new token from creds/"), nil
 	}
-	t, _ = t.capped(false)
+	t, _ = t.capped()
 	secret.TTL, secret.MaxTTL = t.ttl, t.max
 	if secret.InternalData[internalRole] != nil {
 		secret.InternalData[internalRenewed] = deadlineText(time.Now())

@@ -52,18 +52,14 @@ func (e *Engine) terms(ctx context.Context, storage logical.Storage, role *Role)
 	return t, nil
 }
 
-// capped is the terms with a ttl no longer than their maximum. It says so only
-// where the caller asked for the ttl: where it comes of a role and a config/lease
-// that were written separately, it is nothing a caller could mend.
-func (t terms) capped(asked bool) (capped terms, warnings []string) {
+// capped is the terms with a ttl no longer than their maximum, and a warning if
+// that changed it. What the mount's maximum shortens Vault itself warns of.
+func (t terms) capped() (capped terms, warnings []string) {
 	if t.max == 0 || t.ttl <= t.max {
 		return t, nil
 	}
-	if asked {
-		warnings = []string{fmt.Sprintf("ttl: %s is longer than a lease of this role can last, which is %s; the lease is for that long", t.ttl, t.max)}
-	}
-	t.ttl = t.max
-	return t, warnings
+	warning := fmt.Sprintf("ttl: %s is longer than a lease of this role can last, which is %s; the lease is for that long", t.ttl, t.max)
+	return terms{t.max, t.max}, []string{warning}
 }
 
 // longestLife is how long a lease of these terms can last at the most. It asks
