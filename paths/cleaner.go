@@ -105,6 +105,10 @@ func (e *Engine) found(ctx context.Context, name string, deleted bool) {
 	lost := e.cleaner.lost[name]
 	delete(e.cleaner.lost, name)
 	e.cleaner.mu.Unlock()
+	if lost == nil {
+		// Two regions had it.
+		return
+	}
 	log := e.runtime.Logger()
 	if deleted {
 		log.Info("a token that nobody got was cleaned up", "name", name)

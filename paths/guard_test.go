@@ -484,3 +484,20 @@ func TestALeaseThatHasEndedIsNotRenewed(t *testing.T) {
 		t.Error("a lease that was never renewed and ended is renewed")
 	}
 }
+
+// A global token of which two regions know is found, and reported, twice.
+func TestALostGlobalTokenIsFoundInEveryRegion(t *testing.T) {
+	nomad := fakenomad.New(t)
+	nomad.Regions, nomad.Local = []string{"far", "near"}, "near"
+	nomad.SetExpiryLimits(time.Second, 10000*time.Hour)
+	m := newMount(t)
+	m.write("config/access", "address", nomad.URL, "token", nomad.Bootstrap())
+	m.write("role/dev", "policies", "a", "global", true, "max_ttl", "1h")
+	nomad.On(http.MethodPut, "/v1/acl/token", 1, fakenomad.Lose)
+	if _, err := m.do(context.Background(), logical.ReadOperation, "creds/dev", nil); err == nil {
+		t.Fatal("answered")
+	}
+	eventually(t, "it is deleted where it was made", func() bool { return len(nomad.Tokens()) == 0 })
+	eventually(t, "its entry ends", func() bool { return len(m.entries()) == 0 })
+	m.engine.found(context.Background(), "a name that was found before", true)
+}
